@@ -1,0 +1,1 @@
+//! Packing a file tree into a tar stream, and unpacking one so that nothing leaves the destination.
