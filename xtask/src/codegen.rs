@@ -20,8 +20,7 @@ const FILES: &[&str] = &[
 ];
 
 /// Writes the generated files, or with `check` compares them with those in the tree.
-pub(crate) fn run(check: bool) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent folder")?;
+pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let fresh = tempfile::tempdir()?;
     generate(&root.join("proto"), fresh.path())?;
     let committed = root.join("crates/api/src/generated");

@@ -1,29 +1,110 @@
 //! The project's only door for checks, tests, benches and releases: `cargo xtask --help`.
 
 mod codegen;
+mod command;
+mod dist;
+mod tidy;
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+
+use command::{cargo, found};
 
 #[derive(Parser)]
 #[command(about = "Checks, tests, benches and releases of Dispense")]
 struct Args {
     #[command(subcommand)]
-    command: Command,
+    task: Task,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum Task {
+    /// Format, lints, generated code, documentation, the rules of the house, licences and advisories
+    Check,
+    /// Every test; further words go to the test runner
+    Test {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Measures: `spine` on this machine, `peers` beside bwrap, crun, runc, podman and docker
+    Bench {
+        #[arg(value_enum, default_value = "spine")]
+        what: Bench,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// The rules of the house that a program can check
+    Tidy,
     /// Generates the Rust types of `proto/` into `crates/api/src/generated`
     Codegen {
         /// Fail when what is committed differs, and write nothing
         #[arg(long)]
         check: bool,
     },
+    /// Builds what a release page ships, into `dist/`
+    Dist,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    Spine,
+    Peers,
 }
 
 fn main() -> Result<()> {
-    match Args::parse().command {
-        Command::Codegen { check } => codegen::run(check),
+    match Args::parse().task {
+        Task::Check => check(),
+        Task::Test { words } => test(&words),
+        Task::Bench { what, words } => bench(what, &words),
+        Task::Tidy => tidy::run(root()),
+        Task::Codegen { check } => codegen::run(root(), check),
+        Task::Dist => dist::run(root()),
     }
+}
+
+/// The root of the tree.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask stands in the root of the tree")
+}
+
+fn check() -> Result<()> {
+    cargo(["fmt", "--all", "--check"]).run()?;
+    codegen::run(root(), true)?;
+    tidy::run(root())?;
+    cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
+    cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings").run()?;
+    if found("cargo-deny") {
+        cargo(["deny", "--offline", "check", "bans", "licenses", "sources"]).run()?;
+    } else {
+        println!("skipped: licences and sources (cargo-deny is not installed: `cargo install cargo-deny`)");
+    }
+    Ok(())
+}
+
+fn test(words: &[String]) -> Result<()> {
+    // The end-to-end tests drive the binary, which they find beside themselves.
+    cargo(["build", "--package", "dispense-cli"]).run()?;
+    if found("cargo-nextest") {
+        cargo(["nextest", "run", "--workspace"]).args(words).run()?;
+        // nextest leaves out the examples in the documentation.
+        return cargo(["test", "--workspace", "--doc", "--quiet"]).run();
+    }
+    cargo(["test", "--workspace"]).args(words).run()
+}
+
+fn bench(what: Bench, words: &[String]) -> Result<()> {
+    cargo(["build", "--release", "--package", "dispense-cli"]).run()?;
+    match what {
+        Bench::Spine => command::Step::new(release_dir().join("dispense")).args(["bench"]).args(words).run(),
+        Bench::Peers => {
+            cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-peers", "--"]).args(words).run()
+        }
+    }
+}
+
+/// Where cargo puts release builds.
+fn release_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from).join("release")
 }

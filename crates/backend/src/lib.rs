@@ -174,10 +174,7 @@ pub enum BackendError {
 
 impl BackendError {
     /// A failure of the machine.
-    pub fn failed(
-        action: impl fmt::Display,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
+    pub fn failed(action: impl fmt::Display, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Failed { action: action.to_string(), source: source.into() }
     }
 }
