@@ -1,0 +1,133 @@
+//! One call: request messages in, response messages and one status out, over one byte stream.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use dispense_api::agent::Status;
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::frame::{self, Decoder, Frame};
+use dispense_api::limits;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+
+/// Answers below this are gathered with what follows; larger payloads are written where they lie.
+const GATHER_BYTES: usize = 16 << 10;
+
+/// Tells whether the peer has gone for good, which end-of-file alone does not: it may be a half-close.
+pub(crate) type Gone = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// The caller's frames.
+pub(crate) struct Requests<S> {
+    reader: ReadHalf<S>,
+    buffer: BytesMut,
+    decoder: Decoder,
+    gone: Gone,
+}
+
+/// The agent's frames.
+pub(crate) struct Responses<S> {
+    writer: WriteHalf<S>,
+    buffer: BytesMut,
+}
+
+/// Splits a stream into both.
+pub(crate) fn split<S: AsyncRead + AsyncWrite>(stream: S, gone: Gone) -> (Requests<S>, Responses<S>) {
+    let (reader, writer) = tokio::io::split(stream);
+    let decoder = Decoder::new(limits::REQUEST_MESSAGE_MAX_BYTES);
+    (Requests { reader, buffer: BytesMut::new(), decoder, gone }, Responses { writer, buffer: BytesMut::new() })
+}
+
+fn protocol(message: impl Into<String>) -> Error {
+    Error::new(Code::InvalidArgument, reason::PROTOCOL, message)
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Requests<S> {
+    /// The next message; `None` at the caller's half-close.
+    ///
+    /// CANCEL SAFETY: what was read stays in the buffer.
+    pub(crate) async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Error> {
+        loop {
+            match self.decoder.decode(&mut self.buffer).map_err(|error| protocol(error.to_string()))? {
+                Some(Frame::Message(bytes)) => {
+                    let name = std::any::type_name::<M>().rsplit(':').next().unwrap_or_default();
+                    return M::decode(bytes)
+                        .map(Some)
+                        .map_err(|_| protocol(format!("a request message is not a {name}")));
+                }
+                Some(Frame::Status(_)) => return Err(protocol("a caller sends no status")),
+                None => {}
+            }
+            let count = self.reader.read_buf(&mut self.buffer).await;
+            let count = count.map_err(|_| Error::new(Code::Cancelled, "gone", "the caller has gone"))?;
+            if count == 0 {
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(protocol("the request ended inside a frame"))
+                };
+            }
+        }
+    }
+
+    /// The only message of a unary request.
+    pub(crate) async fn only<M: Message + Default>(&mut self) -> Result<M, Error> {
+        self.next().await?.ok_or_else(|| protocol("the request has no message"))
+    }
+
+    /// Whether the caller has gone for good.
+    pub(crate) fn gone(&self) -> bool {
+        (self.gone)()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Responses<S> {
+    /// Sends a message.
+    pub(crate) async fn send(&mut self, message: &impl Message) -> io::Result<()> {
+        frame::encode(message, &mut self.buffer);
+        self.flush().await
+    }
+
+    /// Sends a message whose last field is `payload`, without copying a large one. `head` has the encoded
+    /// message up to and including the length of the payload.
+    pub(crate) async fn send_with_payload(&mut self, head: &[u8], mut payload: Bytes) -> io::Result<()> {
+        let len = head.len() + payload.len();
+        self.buffer.extend_from_slice(&[frame::FLAG_MESSAGE]);
+        self.buffer.extend_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes());
+        self.buffer.extend_from_slice(head);
+        if payload.len() < GATHER_BYTES {
+            self.buffer.extend_from_slice(&payload);
+            return self.flush().await;
+        }
+        while !self.buffer.is_empty() {
+            let slices = [IoSlice::new(&self.buffer), IoSlice::new(&payload)];
+            let count = self.writer.write_vectored(&slices).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let of_head = count.min(self.buffer.len());
+            self.buffer.advance(of_head);
+            payload.advance(count - of_head);
+        }
+        self.writer.write_all(&payload).await?;
+        self.writer.flush().await
+    }
+
+    async fn flush(&mut self) -> io::Result<()> {
+        self.writer.write_all_buf(&mut self.buffer).await?;
+        self.writer.flush().await
+    }
+
+    /// Ends the answer.
+    pub(crate) async fn finish(&mut self, result: Result<(), Error>) -> io::Result<()> {
+        let status = result.map_or_else(Status::from, |()| Status::default());
+        frame::encode_status(&status, &mut self.buffer);
+        self.flush().await?;
+        self.writer.shutdown().await
+    }
+}
+
+/// The caller went away while it was answered.
+pub(crate) fn gone(_: io::Error) -> Error {
+    Error::new(Code::Cancelled, "gone", "the caller has gone")
+}

@@ -1,0 +1,117 @@
+//! The agent's configuration: its `AGENT_*` variables. Everything else in its environment is what every
+//! process of the sandbox inherits.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Interval of heartbeats when nothing is said.
+const REPORT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+/// Where commands are looked for when the sandbox has no PATH.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How the agent is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `AGENT_SANDBOX_ID`.
+    pub sandbox_id: String,
+    /// `AGENT_SERVER_URL`: where heartbeats are posted; without it they go through the runner.
+    pub server_url: Option<String>,
+    /// `AGENT_TOKEN`: the bearer token of heartbeats.
+    pub token: String,
+    /// `AGENT_REPORT_INTERVAL`, a Go duration.
+    pub report_interval: Duration,
+    /// `AGENT_WORKDIR`.
+    pub workdir: PathBuf,
+    /// `AGENT_USER`.
+    pub user: String,
+    /// What every process inherits.
+    pub base_env: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// Reads the variables; what cannot be used is told and replaced by its default, since an agent that does
+    /// not start helps nobody.
+    pub fn from_env(variables: impl Iterator<Item = (OsString, OsString)>) -> Self {
+        let mut own = BTreeMap::new();
+        let mut base_env = BTreeMap::new();
+        for (key, value) in variables {
+            let (Ok(key), Ok(value)) = (key.into_string(), value.into_string()) else { continue };
+            if key.starts_with("AGENT_") {
+                own.insert(key, value)
+            } else {
+                base_env.insert(key, value)
+            };
+        }
+        base_env.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
+        let mut take = |key: &str| own.remove(key).filter(|value| !value.is_empty());
+        let report_interval = take("AGENT_REPORT_INTERVAL").map_or(REPORT_INTERVAL_DEFAULT, |text| {
+            parse_duration(&text).filter(|interval| !interval.is_zero()).unwrap_or_else(|| {
+                tracing::warn!(%text, "AGENT_REPORT_INTERVAL is not a duration such as 30s: using 30s");
+                REPORT_INTERVAL_DEFAULT
+            })
+        });
+        Self {
+            sandbox_id: take("AGENT_SANDBOX_ID").unwrap_or_default(),
+            server_url: take("AGENT_SERVER_URL"),
+            token: take("AGENT_TOKEN").unwrap_or_default(),
+            report_interval,
+            workdir: take("AGENT_WORKDIR").map_or_else(|| "/workspace".into(), PathBuf::from),
+            user: take("AGENT_USER").unwrap_or_else(|| "root".to_owned()),
+            base_env,
+        }
+    }
+}
+
+/// Parses a Go duration: numbers with units, e.g. `1h30m`, `1.5s`, `250ms`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|end| *end > 0)?;
+        let (number, behind) = rest.split_at(digits);
+        let unit_end = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
+        let (unit, next) = behind.split_at(unit_end);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" | "μs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        total += number.parse::<f64>().ok()? * seconds;
+        rest = next;
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        for (text, millis) in
+            [("30s", 30_000), ("1h30m", 5_400_000), ("1.5s", 1500), ("250ms", 250), ("0", 0), ("2m0.5s", 120_500)]
+        {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "30", "s", "1x", "-1s", "1 s", "..s"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn own_variables_do_not_reach_the_processes() {
+        let variables = [("AGENT_TOKEN", "secret"), ("AGENT_REPORT_INTERVAL", "5s"), ("LANG", "C.UTF-8")];
+        let config = Config::from_env(variables.into_iter().map(|(key, value)| (key.into(), value.into())));
+        assert_eq!(config.report_interval, Duration::from_secs(5));
+        assert_eq!(config.base_env.keys().collect::<Vec<_>>(), ["LANG", "PATH"]);
+    }
+}

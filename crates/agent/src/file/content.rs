@@ -1,0 +1,212 @@
+//! Reading and writing one file as a stream.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dispense_api::error::{Code, Error};
+use dispense_api::v1::{
+    self, ReadFileRequest, ReadFileResponse, WriteFileRequest, read_file_response, write_file_request,
+};
+use dispense_api::{archive::Owner, limits};
+use prost::encoding::encode_varint;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::{blocking, describe, owner, refusal, resolve};
+use crate::call::{Requests, Responses, gone};
+use crate::serve::Agent;
+
+/// Chunks between the disk and the stream.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: ReadFileRequest = requests.only().await?;
+    let path = resolve(agent, &request.path)?;
+    let (file, described) = blocking({
+        let path = path.clone();
+        move || open(&path, request.offset)
+    })
+    .await?;
+    responses.send(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) }).await.map_err(gone)?;
+    let left = if request.length == 0 { u64::MAX } else { request.length };
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let reader = tokio::task::spawn_blocking(move || send_chunks(file.take(left), &sender));
+    while let Some(chunk) = chunks.recv().await {
+        send_data(responses, chunk).await?;
+    }
+    let failed = |_| Error::new(Code::Internal, "file_failed", "the file operation ended unexpectedly");
+    reader.await.map_err(failed)?.map_err(|error| refusal("read", &path, &error))
+}
+
+fn open(path: &Path, offset: u64) -> Result<(File, v1::File), Error> {
+    let failed = |error: io::Error| refusal("read", path, &error);
+    // A pipe without a writer would block the open for ever.
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    let meta = file.metadata().map_err(failed)?;
+    if meta.is_dir() {
+        return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
+    }
+    if !meta.is_file() && offset > 0 {
+        return Err(failed(io::Error::from_raw_os_error(libc::EINVAL)));
+    }
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    }
+    Ok((file, describe(path, &meta)))
+}
+
+/// Sends what `reader` has, in chunks; ends early when nobody takes them.
+pub(super) fn send_chunks(mut reader: impl Read, sender: &mpsc::Sender<Bytes>) -> io::Result<()> {
+    loop {
+        let mut chunk = Vec::with_capacity(limits::DATA_CHUNK_BYTES);
+        (&mut reader).take(limits::DATA_CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+        if chunk.is_empty() || sender.blocking_send(Bytes::from(chunk)).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends a message whose field 2 is `data`, as in `ReadFileResponse` and `DownloadArchiveResponse`.
+pub(super) async fn send_data<S: AsyncRead + AsyncWrite + Unpin>(
+    responses: &mut Responses<S>,
+    data: Bytes,
+) -> Result<(), Error> {
+    let mut head = BytesMut::with_capacity(16);
+    head.put_u8(0x12);
+    encode_varint(data.len() as u64, &mut head);
+    responses.send_with_payload(&head, data).await.map_err(gone)
+}
+
+pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: WriteFileRequest = requests.only().await?;
+    let Some(write_file_request::Kind::Open(open)) = request.kind else {
+        return Err(Error::new(Code::InvalidArgument, "file_invalid", "the first message must have `open`"));
+    };
+    let path = resolve(agent, &open.path)?;
+    let named = (!open.owner.is_empty()).then(|| owner(agent, &open.owner)).transpose()?;
+    let default = owner(agent, "")?;
+    let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+    let writer = tokio::task::spawn_blocking(move || Replacement::write(&path, &open, named, default, chunks));
+    let failed = |_| Error::new(Code::Internal, "file_failed", "the file operation ended unexpectedly");
+    loop {
+        let message = requests.next::<WriteFileRequest>().await?;
+        let data = match message.map(|message| message.kind) {
+            Some(Some(write_file_request::Kind::Data(data))) => data,
+            Some(_) => {
+                return Err(Error::new(
+                    Code::InvalidArgument,
+                    "file_invalid",
+                    "a message after the first must have `data`",
+                ));
+            }
+            // A cut connection ends like this too, but then the caller has gone, and half a file is not kept.
+            None if requests.gone() => return Err(Error::new(Code::Cancelled, "gone", "the caller has gone")),
+            None => Bytes::new(),
+        };
+        let last = data.is_empty();
+        // An empty chunk says that the content is whole. The writer ends early only by an error, told below.
+        if sender.send(data).await.is_err() || last {
+            break;
+        }
+    }
+    let described = writer.await.map_err(failed)??;
+    responses.send(&described).await.map_err(gone)
+}
+
+/// A file that is written beside the one it replaces; removed when it is not finished.
+struct Replacement {
+    path: PathBuf,
+    file: File,
+    finished: bool,
+}
+
+impl Replacement {
+    fn write(
+        path: &Path,
+        open: &v1::WriteFile,
+        named: Option<Owner>,
+        default: Owner,
+        mut chunks: mpsc::Receiver<Bytes>,
+    ) -> Result<v1::File, Error> {
+        let failed = |error: io::Error| refusal("write", path, &error);
+        let parent = path.parent().ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EISDIR)))?;
+        if open.parents {
+            fs::create_dir_all(parent).map_err(failed)?;
+        }
+        // The target of a link is replaced, as an editor does, and not the link.
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let replaced = fs::metadata(&target).ok();
+        if open.exclusive && fs::symlink_metadata(path).is_ok() {
+            return Err(failed(io::Error::from_raw_os_error(libc::EEXIST)));
+        }
+        if replaced.as_ref().is_some_and(fs::Metadata::is_dir) {
+            return Err(failed(io::Error::from_raw_os_error(libc::EISDIR)));
+        }
+        let mut this = Self::create(&target).map_err(failed)?;
+        loop {
+            match chunks.blocking_recv() {
+                None => return Err(Error::new(Code::Cancelled, "gone", "the caller has gone")),
+                Some(chunk) if chunk.is_empty() => break,
+                Some(chunk) => this.file.write_all(&chunk).map_err(failed)?,
+            }
+        }
+        let kept = replaced.as_ref().map(|meta| Owner { uid: meta.uid(), gid: meta.gid() });
+        let owner = named.or(kept).unwrap_or(default);
+        // Only root may give files away; what an ordinary user writes is its own anyway.
+        let given = std::os::unix::fs::fchown(&this.file, Some(owner.uid), Some(owner.gid));
+        if named.is_some() {
+            given.map_err(failed)?;
+        }
+        let mode = match (open.mode, &replaced) {
+            (0, Some(meta)) => meta.mode() & 0o7777,
+            (0, None) => 0o644,
+            (mode, _) => mode & 0o7777,
+        };
+        this.file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
+        this.finish(&target, open.exclusive).map_err(failed)?;
+        let meta = fs::symlink_metadata(&target).map_err(failed)?;
+        Ok(describe(path, &meta))
+    }
+
+    fn create(target: &Path) -> io::Result<Self> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let mut name = std::ffi::OsString::from(".");
+        name.push(target.file_name().ok_or(io::ErrorKind::IsADirectory)?);
+        name.push(format!(".{:016x}", u64::from_ne_bytes(random)));
+        let path = target.with_file_name(name);
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        Ok(Self { path, file, finished: false })
+    }
+
+    fn finish(&mut self, target: &Path, exclusive: bool) -> io::Result<()> {
+        if exclusive {
+            // Between the first look and now somebody may have made it.
+            fs::hard_link(&self.path, target)?;
+            fs::remove_file(&self.path)?;
+        } else {
+            fs::rename(&self.path, target)?;
+        }
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}

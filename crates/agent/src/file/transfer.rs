@@ -1,0 +1,137 @@
+//! Trees as archives.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use bytes::{Buf, Bytes};
+use dispense_api::archive;
+use dispense_api::error::{Code, Error};
+use dispense_api::limits;
+use dispense_api::v1::{
+    ArchiveSummary, DownloadArchiveRequest, DownloadArchiveResponse, UploadArchiveRequest, download_archive_response,
+    upload_archive_request,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::content::send_data;
+use super::{archive_refusal, blocking, describe, owner, refusal, resolve};
+use crate::call::{Requests, Responses, gone};
+use crate::serve::Agent;
+
+/// Chunks between the disk and the stream.
+const CHUNKS_IN_FLIGHT: usize = 4;
+
+pub(crate) async fn upload<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: UploadArchiveRequest = requests.only().await?;
+    let Some(upload_archive_request::Kind::Open(open)) = request.kind else {
+        return Err(Error::new(Code::InvalidArgument, "archive_invalid", "the first message must have `open`"));
+    };
+    let path = resolve(agent, &open.path)?;
+    let owner = owner(agent, &open.owner)?;
+    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let unpack = blocking(move || {
+        fs::create_dir_all(&path).map_err(|error| refusal("make", &path, &error))?;
+        let destination = fs::File::open(&path).map_err(|error| refusal("open", &path, &error))?;
+        let reader = ChunkReader { chunks, current: Bytes::new() };
+        archive::unpack(reader, &destination, Some(owner), |_| {})
+            .map_err(|error| archive_refusal("unpack into", &path, &error))
+    });
+    let receive = async {
+        // Dropped at the end, which is the end of the archive.
+        let sender = sender;
+        while let Some(message) = requests.next::<UploadArchiveRequest>().await? {
+            let Some(upload_archive_request::Kind::Data(data)) = message.kind else {
+                return Err(Error::new(
+                    Code::InvalidArgument,
+                    "archive_invalid",
+                    "a message after the first must have `data`",
+                ));
+            };
+            // The other side ends early only by an error, which it tells.
+            if sender.send(data).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let (unpacked, received) = tokio::join!(unpack, receive);
+    received?;
+    let summary = unpacked?;
+    responses.send(&ArchiveSummary { files: summary.entries, bytes: summary.bytes }).await.map_err(gone)
+}
+
+pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: DownloadArchiveRequest = requests.only().await?;
+    let path = resolve(agent, &request.path)?;
+    let meta = fs::symlink_metadata(&path).map_err(|error| refusal("read", &path, &error))?;
+    let root = DownloadArchiveResponse { kind: Some(download_archive_response::Kind::Root(describe(&path, &meta))) };
+    responses.send(&root).await.map_err(gone)?;
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let pack = blocking(move || {
+        let name = path.file_name().map_or_else(|| Path::new(".").to_owned(), Into::into);
+        let writer = ChunkWriter { sender, current: Vec::new() };
+        archive::pack(&path, &name, writer, |_| {}).map_err(|error| archive_refusal("pack", &path, &error))
+    });
+    let send = async {
+        while let Some(chunk) = chunks.recv().await {
+            send_data(responses, chunk).await?;
+        }
+        Ok(())
+    };
+    let (packed, sent) = tokio::join!(pack, send);
+    sent.and(packed.map(drop))
+}
+
+/// Reads what comes through a channel; its end is the end of the stream.
+struct ChunkReader {
+    chunks: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// Writes into a channel, in chunks.
+struct ChunkWriter {
+    sender: mpsc::Sender<Bytes>,
+    current: Vec<u8>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.current.len() + data.len() > limits::DATA_CHUNK_BYTES {
+            self.flush()?;
+        }
+        self.current.extend_from_slice(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.current.is_empty() {
+            return Ok(());
+        }
+        let chunk = Bytes::from(std::mem::replace(&mut self.current, Vec::with_capacity(limits::DATA_CHUNK_BYTES)));
+        self.sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}

@@ -1,0 +1,224 @@
+//! Ports of the sandbox: byte streams to them, and who listens.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use dispense_api::error::{Code, Error};
+use dispense_api::limits;
+use dispense_api::v1::{
+    ListPortsRequest, ListPortsResponse, OpenPortRequest, OpenPortResponse, Port, PortEvent, WatchPortsRequest,
+    open_port_request, open_port_response, port_event,
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::call::{Requests, Responses, gone};
+
+/// A port on loopback answers at once, or nobody listens.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between looks for listening ports while somebody watches.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+
+pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let first: OpenPortRequest = requests.only().await?;
+    let port = u16::try_from(first.port).ok().filter(|port| *port > 0);
+    let port =
+        port.ok_or_else(|| Error::new(Code::InvalidArgument, "port_invalid", "`port` is not one of 1 to 65535"))?;
+    let stream = connect(port).await?;
+    let connected = OpenPortResponse { kind: Some(open_port_response::Kind::Connected(true)) };
+    responses.send(&connected).await.map_err(gone)?;
+    let (mut reader, mut writer) = stream.into_split();
+    let failed = |error: io::Error| {
+        Error::new(Code::Unavailable, "port_failed", format!("port {port} ended the connection: {error}"))
+    };
+    let up = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(limits::DATA_CHUNK_BYTES / 4);
+            let count = reader.read_buf(&mut buffer).await.map_err(failed)?;
+            let kind = if count == 0 {
+                open_port_response::Kind::Eof(true)
+            } else {
+                open_port_response::Kind::Data(buffer.split().freeze())
+            };
+            responses.send(&OpenPortResponse { kind: Some(kind) }).await.map_err(gone)?;
+            if count == 0 {
+                return Ok(());
+            }
+        }
+    };
+    let down = async {
+        let mut message = Some(first);
+        while let Some(request) = message {
+            match request.kind {
+                Some(open_port_request::Kind::Data(data)) => writer.write_all(&data).await.map_err(failed)?,
+                Some(open_port_request::Kind::Eof(_)) => break,
+                None => {}
+            }
+            message = requests.next().await?;
+        }
+        if requests.gone() {
+            return Err(Error::new(Code::Cancelled, "gone", "the caller has gone"));
+        }
+        writer.shutdown().await.map_err(failed)
+    };
+    // Each direction ends by itself; an error ends both.
+    tokio::try_join!(up, down).map(|_| ())
+}
+
+async fn connect(port: u16) -> Result<TcpStream, Error> {
+    let mut last = None;
+    for ip in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(SocketAddr::new(ip, port))).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true).ok();
+                return Ok(stream);
+            }
+            Ok(Err(error)) => last = last.or(Some(error.to_string())),
+            Err(_) => last = last.or(Some("it does not answer".to_owned())),
+        }
+    }
+    let why = last.unwrap_or_default();
+    Err(Error::new(
+        Code::Unavailable,
+        "port_closed",
+        format!("nothing listens on port {port} of the sandbox ({why}): start the program first"),
+    ))
+}
+
+pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let _: ListPortsRequest = requests.only().await?;
+    let mut ports: Vec<Port> = listening().into_values().collect();
+    let owners = owners();
+    for port in &mut ports {
+        port.pid = owners.get(&u64::from(port.pid)).copied().unwrap_or(0);
+    }
+    responses.send(&ListPortsResponse { ports }).await.map_err(gone)
+}
+
+pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let _: WatchPortsRequest = requests.only().await?;
+    let mut watch = PortWatch::default();
+    let mut ready = false;
+    while !requests.gone() {
+        for event in watch.look() {
+            responses.send(&event).await.map_err(gone)?;
+        }
+        if !ready {
+            ready = true;
+            responses.send(&PortEvent { kind: Some(port_event::Kind::Ready(true)) }).await.map_err(gone)?;
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
+    Err(Error::new(Code::Cancelled, "gone", "the caller has gone"))
+}
+
+/// What opened and closed between looks.
+#[derive(Debug, Default)]
+pub(crate) struct PortWatch {
+    known: BTreeMap<u16, Port>,
+}
+
+impl PortWatch {
+    /// Events since the last look.
+    pub(crate) fn look(&mut self) -> Vec<PortEvent> {
+        let now: BTreeMap<u16, Port> = listening()
+            .into_iter()
+            .map(|(port, mut found)| {
+                found.pid = 0;
+                (port, found)
+            })
+            .collect();
+        let event = |kind| PortEvent { kind: Some(kind) };
+        let closed = self.known.iter().filter(|(port, _)| !now.contains_key(port));
+        let opened = now.iter().filter(|(port, _)| !self.known.contains_key(port));
+        let events = closed
+            .map(|(_, port)| event(port_event::Kind::Closed(port.clone())))
+            .chain(opened.map(|(_, port)| event(port_event::Kind::Opened(port.clone()))))
+            .collect();
+        self.known = now;
+        events
+    }
+}
+
+/// Listening ports by number; `pid` has the socket's inode until it is replaced.
+fn listening() -> BTreeMap<u16, Port> {
+    let mut ports = BTreeMap::new();
+    for file in ["/proc/self/net/tcp6", "/proc/self/net/tcp"] {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        ports.extend(text.lines().skip(1).filter_map(parse_line));
+    }
+    ports
+}
+
+/// State of a listening socket in `/proc/net/tcp`.
+const LISTEN: &str = "0A";
+
+fn parse_line(line: &str) -> Option<(u16, Port)> {
+    let mut words = line.split_whitespace();
+    let (address, port) = words.nth(1)?.split_once(':')?;
+    if words.nth(1)? != LISTEN {
+        return None;
+    }
+    let inode: u32 = words.nth(5)?.parse().ok()?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let address = parse_address(address)?.to_string();
+    Some((port, Port { port: port.into(), address, pid: inode }))
+}
+
+/// Words of 32 bits in the machine's order.
+fn parse_address(hex: &str) -> Option<IpAddr> {
+    let words = hex.as_bytes().chunks(8).map(|word| {
+        let value = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        Some(value.to_ne_bytes())
+    });
+    let bytes: Vec<u8> = words.collect::<Option<Vec<_>>>()?.concat();
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// Which process has which socket open, by inode.
+fn owners() -> HashMap<u64, u32> {
+    let mut owners = HashMap::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+        for fd in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(fd.path()) else { continue };
+            let inode = target.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            if let Some(inode) = inode {
+                owners.entry(inode).or_insert(pid);
+            }
+        }
+    }
+    owners
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_kernel_are_read() {
+        let line = "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0000000000000000 100 0 0 10 0";
+        let (port, found) = parse_line(line).expect("listening");
+        assert_eq!((port, found.address.as_str(), found.pid), (3000, "127.0.0.1", 4242));
+        assert_eq!(parse_line(&line.replace(" 0A ", " 01 ")), None);
+        assert_eq!(parse_line("garbage"), None);
+    }
+}

@@ -1,0 +1,234 @@
+//! The methods of `ProcessService`.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use dispense_api::error::{Code, Error};
+use dispense_api::v1::{
+    AttachProcessRequest, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream, ProcessEvent,
+    ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcessRequest,
+    attach_process_request, process_event, process_input, run_process_request,
+};
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
+
+use crate::call::{Requests, Responses, gone};
+use crate::process::{Event, Events, Input, Process};
+use crate::serve::Agent;
+
+fn invalid(message: &str) -> Error {
+    Error::new(Code::InvalidArgument, "process_invalid", message)
+}
+
+pub(crate) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: StartProcessRequest = requests.only().await?;
+    let process = agent.processes.start(request.start.ok_or_else(|| invalid("`start` is missing"))?)?;
+    responses.send(&process.describe()).await.map_err(gone)
+}
+
+pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: RunProcessRequest = requests.only().await?;
+    let Some(run_process_request::Kind::Start(start)) = request.kind else {
+        return Err(invalid("the first message must have `start`"));
+    };
+    let process = agent.processes.start(start)?;
+    let input = agent.processes.input(&process);
+    let events = Events::open(process.clone(), |_| Some(0), true, true);
+    let next = |request: RunProcessRequest| match request.kind {
+        Some(run_process_request::Kind::Input(input)) => Some(input),
+        _ => None,
+    };
+    carry(&process, events, input, requests, responses, next).await
+}
+
+pub(crate) async fn attach<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: AttachProcessRequest = requests.only().await?;
+    let Some(attach_process_request::Kind::Open(open)) = request.kind else {
+        return Err(invalid("the first message must have `open`"));
+    };
+    let (process, input) = agent.processes.find(open.process.clone())?;
+    let offset = |kind| match kind {
+        _ if open.from_end => None,
+        OutputStream::Stdout => Some(open.stdout_offset),
+        OutputStream::Stderr => Some(open.stderr_offset),
+        OutputStream::Pty | OutputStream::Unspecified => Some(open.pty_offset),
+    };
+    let events = Events::open(process.clone(), offset, open.lossless, !open.no_follow);
+    let next = |request: AttachProcessRequest| match request.kind {
+        Some(attach_process_request::Kind::Input(input)) => Some(input),
+        _ => None,
+    };
+    carry(&process, events, Some(input), requests, responses, next).await
+}
+
+/// Carries output to the caller and input to the process until the process has ended or the caller has gone.
+async fn carry<S, M>(
+    process: &Arc<Process>,
+    mut events: Events,
+    input: Option<Arc<Mutex<Input>>>,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+    next: impl Fn(M) -> Option<ProcessInput>,
+) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    M: prost::Message + Default,
+{
+    let started = ProcessEvent { kind: Some(process_event::Kind::Started(process.describe())) };
+    responses.send(&started).await.map_err(gone)?;
+    let output = async {
+        loop {
+            match events.next().await {
+                Event::Output { stream, offset, data } => {
+                    responses.send_with_payload(&output_head(stream, offset, &data), data).await.map_err(gone)?;
+                    events.passed_on();
+                }
+                Event::Gap { stream, from, to } => {
+                    let gap = OutputGap { stream: stream.into(), from, to };
+                    let event = ProcessEvent { kind: Some(process_event::Kind::Gap(gap)) };
+                    responses.send(&event).await.map_err(gone)?;
+                }
+                Event::Exited(exited) => {
+                    let event = ProcessEvent { kind: Some(process_event::Kind::Exited(exited)) };
+                    return responses.send(&event).await.map_err(gone);
+                }
+                Event::End => return Ok(()),
+            }
+        }
+    };
+    let pump = async {
+        let Some(input) = input else { return std::future::pending().await };
+        take_input(&input, requests, next).await?;
+        // The output goes on; nothing more comes from this caller but its going.
+        watch_for_going(requests).await
+    };
+    tokio::select! {
+        result = output => result,
+        error = pump => error,
+    }
+}
+
+async fn take_input<S, M>(
+    input: &Mutex<Input>,
+    requests: &mut Requests<S>,
+    next: impl Fn(M) -> Option<ProcessInput>,
+) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    M: prost::Message + Default,
+{
+    let failed =
+        |error: std::io::Error| Error::new(Code::Internal, "input_failed", format!("failed to write input: {error}"));
+    while let Some(message) = requests.next::<M>().await? {
+        match next(message).and_then(|input| input.kind) {
+            Some(process_input::Kind::Data(data)) => Input::write(input, &data).await.map_err(failed)?,
+            Some(process_input::Kind::Eof(_)) => Input::close(input).await.map_err(failed)?,
+            None => return Err(invalid("a message after the first must have `input`")),
+        }
+    }
+    // A half-close ends the input; a cut connection does not, since its caller may come back.
+    if requests.gone() { Ok(()) } else { Input::close(input).await.map_err(failed) }
+}
+
+/// Between looks whether a silent caller has gone.
+const GONE_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Returns when the caller has gone.
+pub(crate) async fn watch_for_going<S: AsyncRead + AsyncWrite + Unpin>(requests: &Requests<S>) -> Result<(), Error> {
+    while !requests.gone() {
+        tokio::time::sleep(GONE_INTERVAL).await;
+    }
+    Err(Error::new(Code::Cancelled, "gone", "the caller has gone"))
+}
+
+/// The encoding of `ProcessEvent { output: ProcessOutput { stream, offset, data } }` up to the bytes of `data`,
+/// so that they are written from where they lie. A test holds it against the generated encoding.
+fn output_head(stream: OutputStream, offset: u64, data: &Bytes) -> BytesMut {
+    let stream_number = i32::from(stream) as u64;
+    let len = data.len() as u64;
+    let inner = 1
+        + encoded_len_varint(stream_number)
+        + if offset == 0 { 0 } else { 1 + encoded_len_varint(offset) }
+        + 1
+        + encoded_len_varint(len)
+        + data.len();
+    let mut head = BytesMut::with_capacity(32);
+    encode_key(2, WireType::LengthDelimited, &mut head);
+    encode_varint(inner as u64, &mut head);
+    head.put_u8(0x08);
+    encode_varint(stream_number, &mut head);
+    if offset != 0 {
+        head.put_u8(0x10);
+        encode_varint(offset, &mut head);
+    }
+    head.put_u8(0x1a);
+    encode_varint(len, &mut head);
+    head
+}
+
+pub(crate) async fn signal<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: SignalProcessRequest = requests.only().await?;
+    let (process, _) = agent.processes.find(request.process)?;
+    let signal = i32::try_from(request.signal).ok().filter(|signal| (1..=64).contains(signal));
+    let signal = signal.ok_or_else(|| invalid("`signal` is not one of 1 to 64"))?;
+    process.signal(signal).map_err(|error| invalid(&format!("signal {signal} cannot be sent: {error}")))?;
+    responses.send(&process.describe()).await.map_err(gone)
+}
+
+pub(crate) async fn resize<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: ResizeProcessRequest = requests.only().await?;
+    let (process, _) = agent.processes.find(request.process)?;
+    process.resize(request.cols, request.rows)?;
+    responses.send(&process.describe()).await.map_err(gone)
+}
+
+pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: ListProcessesRequest = requests.only().await?;
+    responses.send(&ListProcessesResponse { processes: agent.processes.list(request.all) }).await.map_err(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use dispense_api::v1::ProcessOutput;
+    use prost::Message;
+
+    use super::*;
+
+    #[test]
+    fn the_hand_made_head_is_the_generated_encoding() {
+        for (offset, len) in [(0, 1), (1, 127), (300, 128), (1 << 40, 262_144)] {
+            let data = Bytes::from(vec![7; len]);
+            let stream = OutputStream::Stderr;
+            let mut made = output_head(stream, offset, &data);
+            made.extend_from_slice(&data);
+            let output = ProcessOutput { stream: stream.into(), offset, data };
+            let event = ProcessEvent { kind: Some(process_event::Kind::Output(output)) };
+            assert_eq!(made, event.encode_to_vec());
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The listener and the dispatch of calls.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use dispense_api::agent::Call;
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::method::Method;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::call::{self, Gone, Requests, Responses};
+use crate::config::Config;
+use crate::process::Processes;
+use crate::{file, port, process_calls, report};
+
+/// Calls at the same time.
+const CALLS_MAX: usize = 1024;
+/// A connection that has not said what it wants by then is closed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What every call works with.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) config: Arc<Config>,
+    pub(crate) processes: Processes,
+    pub(crate) sessions: AtomicU32,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) started: std::time::Instant,
+    pub(crate) shutdown_grace_ms: AtomicU32,
+    tasks: TaskTracker,
+}
+
+impl Agent {
+    /// An agent without a listener: [`serve_connection`] brings calls.
+    pub fn new(config: Config) -> Arc<Self> {
+        let (config, tasks) = (Arc::new(config), TaskTracker::new());
+        let processes = Processes::new(config.clone(), tasks.clone());
+        Arc::new(Self {
+            config,
+            processes,
+            sessions: AtomicU32::new(0),
+            shutdown: CancellationToken::new(),
+            started: std::time::Instant::now(),
+            shutdown_grace_ms: AtomicU32::new(0),
+            tasks,
+        })
+    }
+}
+
+/// Serves calls until the agent shuts down.
+pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
+    let slots = Arc::new(Semaphore::new(CALLS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            () = agent.shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "no connection could be accepted");
+                // Descriptors or memory ran out: others must end first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            tracing::warn!("{CALLS_MAX} calls are open: one more was closed");
+            continue;
+        };
+        let gone = gone_check(&stream);
+        let call = serve_connection(agent.clone(), stream, gone);
+        agent.tasks.spawn(async move {
+            call.await;
+            drop(slot);
+        });
+    }
+}
+
+/// A hung-up socket tells so whatever is polled for.
+fn gone_check(stream: &UnixStream) -> Gone {
+    let Ok(fd) = stream.as_fd().try_clone_to_owned() else { return Arc::new(|| false) };
+    Arc::new(move || {
+        let mut fds = [PollFd::new(&fd, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    })
+}
+
+/// Carries one call over one byte stream to its end.
+pub async fn serve_connection<S>(agent: Arc<Agent>, stream: S, gone: Arc<dyn Fn() -> bool + Send + Sync>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut requests, mut responses) = call::split(stream, gone);
+    let call = match tokio::time::timeout(CALL_TIMEOUT, requests.only::<Call>()).await {
+        Ok(Ok(call)) => call,
+        Ok(Err(error)) => return ended(responses.finish(Err(error)).await),
+        Err(_) => return,
+    };
+    let Some(method) = Method::parse(&call.method) else {
+        let method: String = call.method.chars().take(100).collect();
+        let error = Error::new(Code::Unimplemented, reason::PROTOCOL, format!("this agent has no method `{method}`"));
+        return ended(responses.finish(Err(error)).await);
+    };
+    // The runner's own watch is no session of a user.
+    let _session = (method != Method::Watch).then(|| Session::open(&agent.sessions));
+    let result = dispatch(&agent, method, &mut requests, &mut responses).await;
+    if let Err(error) = &result {
+        tracing::debug!(method = method.path(), %error, "call refused");
+    }
+    ended(responses.finish(result).await);
+}
+
+fn ended(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "the caller has gone");
+    }
+}
+
+async fn dispatch<S>(
+    agent: &Arc<Agent>,
+    method: Method,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    match method {
+        Method::StartProcess => process_calls::start(agent, requests, responses).await,
+        Method::RunProcess => process_calls::run(agent, requests, responses).await,
+        Method::AttachProcess => process_calls::attach(agent, requests, responses).await,
+        Method::SignalProcess => process_calls::signal(agent, requests, responses).await,
+        Method::ResizeProcess => process_calls::resize(agent, requests, responses).await,
+        Method::ListProcesses => process_calls::list(agent, requests, responses).await,
+        Method::ReadFile => file::content::read(agent, requests, responses).await,
+        Method::WriteFile => file::content::write(agent, requests, responses).await,
+        Method::ListDirectory => file::tree::list(agent, requests, responses).await,
+        Method::StatFile => file::tree::stat(agent, requests, responses).await,
+        Method::MakeDirectory => file::tree::make_directory(agent, requests, responses).await,
+        Method::MoveFile => file::tree::rename(agent, requests, responses).await,
+        Method::RemoveFile => file::tree::remove(agent, requests, responses).await,
+        Method::WatchFiles => file::watch::watch(agent, requests, responses).await,
+        Method::UploadArchive => file::transfer::upload(agent, requests, responses).await,
+        Method::DownloadArchive => file::transfer::download(agent, requests, responses).await,
+        Method::OpenPort => port::open(requests, responses).await,
+        Method::ListPorts => port::list(requests, responses).await,
+        Method::WatchPorts => port::watch(requests, responses).await,
+        Method::Watch => report::watch(agent, requests, responses).await,
+        Method::Shutdown => report::shut_down(agent, requests, responses).await,
+    }
+}
+
+/// Counts an open call.
+struct Session<'a>(&'a AtomicU32);
+
+impl<'a> Session<'a> {
+    fn open(count: &'a AtomicU32) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

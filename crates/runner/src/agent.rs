@@ -1,0 +1,93 @@
+//! The two calls that a runner makes to an agent itself: `Watch` and `Shutdown`. What the agent answers is
+//! hostile until parsed.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use dispense_api::agent::{ShutdownRequest, WatchRequest, WatchResponse};
+use dispense_api::frame::{self, Decoder, Frame, FrameError};
+use dispense_api::id::SandboxId;
+use dispense_api::method::Method;
+use dispense_backend::{Backend, BackendError, ByteStream};
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Largest message of a watch: a report or a port, far below this.
+const WATCH_MESSAGE_MAX_BYTES: usize = 64 << 10;
+/// Time that dialling and sending the call may take; both are local.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a call to the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error("failed to dial the agent")]
+    Dial(#[source] BackendError),
+    #[error("failed to talk to the agent")]
+    Io(#[from] std::io::Error),
+    #[error("the agent broke the protocol")]
+    Frame(#[from] FrameError),
+    #[error("the agent ended the call: {0}")]
+    Ended(String),
+    #[error("the agent did not take the call in time")]
+    Timeout,
+}
+
+/// An open `Watch`.
+pub(crate) struct Watch {
+    stream: Box<dyn ByteStream>,
+    buffer: BytesMut,
+}
+
+impl Watch {
+    /// Calls `Watch` of the agent of a started box; an agent that is still booting takes it when it is up.
+    pub(crate) async fn open(backend: &dyn Backend, sandbox: &SandboxId) -> Result<Self, AgentError> {
+        let stream = call(backend, sandbox, Method::Watch, &WatchRequest {}).await?;
+        Ok(Self { stream, buffer: BytesMut::new() })
+    }
+
+    /// The next message.
+    ///
+    /// CANCEL SAFETY: what was read stays in the buffer.
+    pub(crate) async fn next(&mut self) -> Result<WatchResponse, AgentError> {
+        let decoder = Decoder::new(WATCH_MESSAGE_MAX_BYTES);
+        loop {
+            match decoder.decode(&mut self.buffer)? {
+                Some(Frame::Message(bytes)) => {
+                    return WatchResponse::decode(bytes).map_err(|_| FrameError::Malformed("WatchResponse").into());
+                }
+                Some(Frame::Status(status)) => return Err(AgentError::Ended(status.message)),
+                None => {}
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Err(AgentError::Ended("it closed the stream".to_owned()));
+            }
+        }
+    }
+}
+
+/// Asks the agent to end its processes and itself. Returns when it has taken the request or closed.
+pub(crate) async fn shut_down(backend: &dyn Backend, sandbox: &SandboxId, grace: Duration) -> Result<(), AgentError> {
+    let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+    let mut stream = call(backend, sandbox, Method::Shutdown, &ShutdownRequest { grace_ms }).await?;
+    let mut answer = [0; 64];
+    while stream.read(&mut answer).await? > 0 {}
+    Ok(())
+}
+
+async fn call(
+    backend: &dyn Backend,
+    sandbox: &SandboxId,
+    method: Method,
+    request: &impl Message,
+) -> Result<Box<dyn ByteStream>, AgentError> {
+    let mut bytes = BytesMut::new();
+    frame::encode_call(method.path(), "", &mut bytes);
+    frame::encode(request, &mut bytes);
+    let connect = async {
+        let mut stream = backend.dial(sandbox).await.map_err(AgentError::Dial)?;
+        stream.write_all(&bytes).await?;
+        stream.flush().await?;
+        Ok(stream)
+    };
+    tokio::time::timeout(CALL_TIMEOUT, connect).await.map_err(|_| AgentError::Timeout)?
+}

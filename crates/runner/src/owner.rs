@@ -1,0 +1,344 @@
+//! The owner of one box: one task a sandbox, the only one that acts on it.
+//!
+//! It takes orders from the supervisor, asks [`plan`](crate::plan) for the next step, performs it on the
+//! backend, watches the agent while the box runs, and reports what is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::agent::{Report, watch_response};
+use dispense_api::error::reason;
+use dispense_api::id::{Generation, SandboxId};
+use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState};
+use dispense_backend::{Backend, BackendError, BoxExit, BoxSpec};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{self, AgentError, Watch};
+use crate::plan::{self, Observed, Step, Wanted};
+use crate::reports::Reports;
+
+/// A backend's step that takes longer hangs: a cold template is unpacked in less.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+/// An agent that has not answered by then will not: it boots in milliseconds.
+const AGENT_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between SIGTERM and SIGKILL of a stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// The agent ends itself within the grace; this much later it is killed with the box.
+const STOP_SLACK: Duration = Duration::from_secs(2);
+/// Before a lost watch is opened again.
+const WATCH_RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// What the server wants of this sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    pub(crate) wanted: Wanted,
+    pub(crate) generation: Generation,
+    /// With [`Wanted::Running`].
+    pub(crate) spec: Option<BoxSpec>,
+}
+
+/// Whether sessions can be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Not yet: a step is under way, or none was ordered.
+    Waiting,
+    /// The agent can be dialled.
+    Dialable(Generation),
+    /// Not until something else is ordered; with the stable reason and a sentence.
+    Closed(&'static str, String),
+}
+
+/// The task and what it owns.
+pub(crate) struct Owner {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) backend: Arc<dyn Backend>,
+    pub(crate) reports: Arc<Reports>,
+    pub(crate) orders: watch::Receiver<Option<Order>>,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) shutdown: CancellationToken,
+    pub(crate) observed: Observed,
+    pub(crate) unenforced: BTreeMap<String, String>,
+}
+
+/// Why the owner stopped watching a running box.
+enum Watched {
+    NewOrder,
+    Ended(BoxExit),
+    Silent,
+    Shutdown,
+}
+
+impl Owner {
+    /// Runs until the box is gone, or the runner shuts down (then the box lives on).
+    pub(crate) async fn run(mut self) {
+        loop {
+            let order = self.orders.borrow_and_update().clone();
+            let step = order
+                .as_ref()
+                .map_or(Step::Nothing, |order| plan::next_step(order.wanted, order.generation, self.observed));
+            if let (Some(order), true) = (&order, step != Step::Nothing) {
+                self.perform(step, order).await;
+                continue;
+            }
+            if self.observed == Observed::Absent && order.is_some_and(|order| order.wanted == Wanted::Absent) {
+                self.report(BoxState::Gone, Generation::default(), None);
+                return;
+            }
+            let watched = match self.observed {
+                Observed::Started(generation) => self.watch(generation).await,
+                _ => self.idle().await,
+            };
+            match watched {
+                Watched::NewOrder => {}
+                Watched::Shutdown => return,
+                Watched::Ended(exit) => self.ended(exit).await,
+                Watched::Silent => self.silent().await,
+            }
+        }
+    }
+
+    async fn idle(&mut self) -> Watched {
+        tokio::select! {
+            () = self.shutdown.cancelled() => Watched::Shutdown,
+            changed = self.orders.changed() => if changed.is_ok() { Watched::NewOrder } else { Watched::Shutdown },
+        }
+    }
+
+    async fn perform(&mut self, step: Step, order: &Order) {
+        let generation = order.generation;
+        let result = match step {
+            Step::Create => match &order.spec {
+                Some(spec) => self.create(spec).await,
+                None => Err(BackendError::failed("start a box without a spec", "the server sent none")),
+            },
+            Step::Start => self.start(generation).await,
+            Step::Stop => self.stop(generation).await,
+            Step::Destroy => self.destroy().await,
+            Step::Nothing => Ok(()),
+        };
+        if let Err(error) = result {
+            self.failed(step, generation, &error);
+            if step == Step::Destroy {
+                // What could not be removed is tried again, not reported as gone.
+                self.pause().await;
+            }
+        }
+    }
+
+    async fn create(&mut self, spec: &BoxSpec) -> Result<(), BackendError> {
+        self.report(BoxState::Starting, spec.generation, None);
+        within("make the box", self.backend.create(spec)).await?;
+        self.observed = Observed::Stopped(spec.generation);
+        Ok(())
+    }
+
+    async fn start(&mut self, generation: Generation) -> Result<(), BackendError> {
+        self.report(BoxState::Starting, generation, None);
+        within("start the box", self.backend.start(&self.sandbox)).await?;
+        self.observed = Observed::Started(generation);
+        self.phase.send_replace(Phase::Dialable(generation));
+        Ok(())
+    }
+
+    async fn stop(&mut self, generation: Generation) -> Result<(), BackendError> {
+        self.report(BoxState::Stopping, generation, None);
+        self.phase
+            .send_replace(Phase::Closed(reason::SANDBOX_NOT_RUNNING, format!("sandbox {} is stopping", self.sandbox)));
+        if matches!(self.observed, Observed::Started(_)) {
+            let graceful = async {
+                if let Err(error) = agent::shut_down(&*self.backend, &self.sandbox, STOP_GRACE).await {
+                    tracing::debug!(sandbox = %self.sandbox, %error, "agent did not shut down");
+                }
+                self.backend.wait(&self.sandbox).await
+            };
+            let _ = tokio::time::timeout(STOP_GRACE + STOP_SLACK, graceful).await;
+        }
+        within("stop the box", self.backend.stop(&self.sandbox)).await?;
+        self.observed = Observed::Stopped(generation);
+        self.report(BoxState::Stopped, generation, None);
+        Ok(())
+    }
+
+    async fn destroy(&mut self) -> Result<(), BackendError> {
+        self.phase
+            .send_replace(Phase::Closed(reason::SANDBOX_NOT_RUNNING, format!("sandbox {} is deleted", self.sandbox)));
+        within("remove the box", self.backend.destroy(&self.sandbox)).await?;
+        self.observed = Observed::Absent;
+        Ok(())
+    }
+
+    /// Watches a running box until something happens.
+    async fn watch(&mut self, generation: Generation) -> Watched {
+        let (backend, sandbox) = (self.backend.clone(), self.sandbox.clone());
+        let mut ended = std::pin::pin!(async move { backend.wait(&sandbox).await });
+        let mut hello_deadline = Some(tokio::time::Instant::now() + AGENT_BOOT_TIMEOUT);
+        let mut orders = self.orders.clone();
+        loop {
+            let messages = self.read_agent(generation, &mut hello_deadline);
+            let lost = tokio::select! {
+                () = self.shutdown.cancelled() => return Watched::Shutdown,
+                changed = orders.changed() => return if changed.is_ok() { Watched::NewOrder } else { Watched::Shutdown },
+                exit = &mut ended => return Watched::Ended(exit.unwrap_or_default()),
+                lost = messages => lost,
+            };
+            if let Some(deadline) = hello_deadline
+                && tokio::time::Instant::now() >= deadline
+            {
+                return Watched::Silent;
+            }
+            tracing::debug!(sandbox = %self.sandbox, error = %lost, "watch of the agent was lost");
+            tokio::select! {
+                () = self.shutdown.cancelled() => return Watched::Shutdown,
+                exit = &mut ended => return Watched::Ended(exit.unwrap_or_default()),
+                () = tokio::time::sleep(WATCH_RETRY_DELAY) => {}
+            }
+        }
+    }
+
+    /// Forwards what the agent says until its stream ends.
+    async fn read_agent(
+        &self,
+        generation: Generation,
+        hello_deadline: &mut Option<tokio::time::Instant>,
+    ) -> AgentError {
+        let mut watch = match Watch::open(&*self.backend, &self.sandbox).await {
+            Ok(watch) => watch,
+            Err(error) => return error,
+        };
+        loop {
+            let next = match *hello_deadline {
+                Some(deadline) => match tokio::time::timeout_at(deadline, watch.next()).await {
+                    Ok(next) => next,
+                    Err(_) => return AgentError::Timeout,
+                },
+                None => watch.next().await,
+            };
+            match next {
+                Err(error) => return error,
+                Ok(message) => match message.kind {
+                    Some(watch_response::Kind::Hello(_)) => {
+                        if hello_deadline.take().is_some() {
+                            self.report(BoxState::Running, generation, None);
+                        }
+                    }
+                    Some(watch_response::Kind::Report(report)) => {
+                        self.reports.put_agent(&self.sandbox, agent_report(&self.sandbox, generation, report));
+                    }
+                    // Ports are told to whoever asks the agent; an unknown kind is of a newer agent.
+                    Some(watch_response::Kind::Port(_)) | None => {}
+                },
+            }
+        }
+    }
+
+    async fn ended(&mut self, exit: BoxExit) {
+        let Observed::Started(generation) = self.observed else { return };
+        // The first process is gone; what is left of the box is taken down before it is reported stopped.
+        if let Err(error) = within("clean up after the box", self.backend.stop(&self.sandbox)).await {
+            return self.failed(Step::Stop, generation, &error);
+        }
+        self.observed = Observed::Failed(generation);
+        let message = if exit.out_of_memory {
+            "the sandbox ran out of memory and its agent was killed: start it again, with a higher memory limit"
+        } else {
+            "the agent of the sandbox ended: start it again"
+        };
+        self.phase.send_replace(Phase::Closed(reason::SANDBOX_NOT_RUNNING, message.to_owned()));
+        let failure = Failure {
+            reason: reason::AGENT_UNREACHABLE,
+            message: message.to_owned(),
+            out_of_memory: exit.out_of_memory,
+        };
+        self.report(BoxState::Failed, generation, Some(failure));
+    }
+
+    async fn silent(&mut self) {
+        let Observed::Started(generation) = self.observed else { return };
+        if let Err(error) = within("stop a box whose agent is silent", self.backend.stop(&self.sandbox)).await {
+            tracing::warn!(sandbox = %self.sandbox, error = &error as &dyn std::error::Error, "box could not be stopped");
+        }
+        self.observed = Observed::Failed(generation);
+        let message =
+            format!("the agent did not answer within {} s: see the runner's log", AGENT_BOOT_TIMEOUT.as_secs());
+        self.phase.send_replace(Phase::Closed(reason::AGENT_UNREACHABLE, message.clone()));
+        self.report(
+            BoxState::Failed,
+            generation,
+            Some(Failure { reason: reason::AGENT_UNREACHABLE, message, out_of_memory: false }),
+        );
+    }
+
+    fn failed(&mut self, step: Step, generation: Generation, error: &BackendError) {
+        tracing::warn!(sandbox = %self.sandbox, ?step, error = error as &dyn std::error::Error, "step failed");
+        let (reason, message) = match error {
+            BackendError::Refused { reason, message } => (*reason, message.clone()),
+            // The source is told too: it is what the operator must mend, and names no secret.
+            BackendError::Failed { source, .. } => ("backend", format!("{error}: {source}")),
+            BackendError::Unknown(_) | BackendError::Exists(..) | BackendError::NotRunning(_) => {
+                ("backend", error.to_string())
+            }
+        };
+        self.observed = match (step, self.observed) {
+            // A refused create left nothing behind.
+            (Step::Destroy, observed) => observed,
+            _ => Observed::Failed(generation),
+        };
+        self.phase.send_replace(Phase::Closed(reason, message.clone()));
+        self.report(BoxState::Failed, generation, Some(Failure { reason, message, out_of_memory: false }));
+    }
+
+    async fn pause(&self) {
+        tokio::select! {
+            () = self.shutdown.cancelled() => {}
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+
+    fn report(&self, state: BoxState, generation: Generation, failure: Option<Failure>) {
+        let failure = failure.unwrap_or_default();
+        let generation = self.orders.borrow().as_ref().map_or(generation, |order| generation.max(order.generation));
+        self.reports.put_box(
+            &self.sandbox,
+            BoxMessage {
+                sandbox_id: self.sandbox.to_string(),
+                generation: generation.0,
+                state: state.into(),
+                reason: failure.reason.to_owned(),
+                message: failure.message,
+                unenforced_limits: self.unenforced.clone(),
+                out_of_memory: failure.out_of_memory,
+            },
+        );
+    }
+}
+
+#[derive(Default)]
+struct Failure {
+    reason: &'static str,
+    message: String,
+    out_of_memory: bool,
+}
+
+async fn within<T>(action: &str, step: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
+    match tokio::time::timeout(STEP_TIMEOUT, step).await {
+        Ok(result) => result,
+        Err(_) => {
+            Err(BackendError::failed(action, format!("the backend did not answer within {} s", STEP_TIMEOUT.as_secs())))
+        }
+    }
+}
+
+fn agent_report(sandbox: &SandboxId, generation: Generation, report: Report) -> AgentReport {
+    AgentReport {
+        sandbox_id: sandbox.to_string(),
+        generation: generation.0,
+        hostname: report.hostname,
+        cpu_percent: report.cpu_percent,
+        memory_mb: report.memory_mb,
+        session_count: Some(report.session_count),
+        uptime_secs: report.uptime_secs,
+        status: report.status,
+    }
+}

@@ -1,0 +1,162 @@
+//! One owner task for each sandbox that has a box here or an order.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use dispense_api::id::{Generation, SandboxId};
+use dispense_api::runner::{Box as BoxMessage, BoxState as BoxStateMessage};
+use dispense_backend::{Backend, BackendError, BoxReport, BoxState};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::owner::{Order, Owner, Phase};
+use crate::plan::{self, Observed};
+use crate::reports::Reports;
+
+struct Handle {
+    orders: watch::Sender<Option<Order>>,
+    phase: watch::Receiver<Phase>,
+}
+
+struct Inner {
+    backend: Arc<dyn Backend>,
+    reports: Arc<Reports>,
+    owners: Mutex<HashMap<SandboxId, Handle>>,
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// A cloneable handle to all owners.
+#[derive(Clone)]
+pub(crate) struct Supervisor(Arc<Inner>);
+
+impl Supervisor {
+    /// Takes over every box that the backend has.
+    pub(crate) async fn start(backend: Arc<dyn Backend>, reports: Arc<Reports>) -> Result<Self, BackendError> {
+        let boxes = backend.list().await?;
+        let inner = Inner {
+            backend,
+            reports,
+            owners: Mutex::default(),
+            tracker: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        };
+        let supervisor = Self(Arc::new(inner));
+        for found in boxes {
+            supervisor.adopt(found).await;
+        }
+        Ok(supervisor)
+    }
+
+    async fn adopt(&self, found: BoxReport) {
+        let mut message = BoxMessage {
+            sandbox_id: found.sandbox.to_string(),
+            generation: found.generation.0,
+            unenforced_limits: found.unenforced_limits.clone(),
+            ..BoxMessage::default()
+        };
+        let observed = match &found.state {
+            BoxState::Running => match self.0.backend.adopt(&found.sandbox).await {
+                Ok(()) => {
+                    message.set_state(BoxStateMessage::Running);
+                    Observed::Started(found.generation)
+                }
+                Err(error) => {
+                    message.set_state(BoxStateMessage::Failed);
+                    message.message = error.to_string();
+                    Observed::Failed(found.generation)
+                }
+            },
+            BoxState::Stopped => {
+                message.set_state(BoxStateMessage::Stopped);
+                Observed::Stopped(found.generation)
+            }
+            BoxState::Broken(why) => {
+                message.set_state(BoxStateMessage::Failed);
+                message.message = format!("its box on this runner is damaged ({why}): delete the sandbox");
+                Observed::Failed(found.generation)
+            }
+        };
+        tracing::info!(sandbox = %found.sandbox, generation = %found.generation, state = ?found.state, "found a box");
+        self.0.reports.put_box(&found.sandbox, message);
+        self.spawn(&found.sandbox, None, observed, found.unenforced_limits);
+    }
+
+    /// Takes an order. One of an older generation than the newest is ignored.
+    pub(crate) fn order(&self, sandbox: &SandboxId, order: Order) {
+        let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = owners.get(sandbox) {
+            let mut alive = !handle.orders.is_closed();
+            if alive {
+                handle.orders.send_if_modified(|current| {
+                    let newest = current.as_ref().map(|current| current.generation);
+                    let taken = plan::supersedes(newest, order.generation);
+                    if taken {
+                        *current = Some(order.clone());
+                    }
+                    taken
+                });
+                // The owner may have ended between the look and the order: then the order starts a new one.
+                alive = !handle.orders.is_closed();
+            }
+            if alive {
+                return;
+            }
+        }
+        drop(owners);
+        let unenforced =
+            order.spec.as_ref().map(|_| self.0.backend.capabilities().unenforced_limits).unwrap_or_default();
+        self.spawn(sandbox, Some(order), Observed::Absent, unenforced);
+    }
+
+    fn spawn(
+        &self,
+        sandbox: &SandboxId,
+        order: Option<Order>,
+        observed: Observed,
+        unenforced: BTreeMap<String, String>,
+    ) {
+        let first = match observed {
+            Observed::Started(generation) => Phase::Dialable(generation),
+            _ => Phase::Waiting,
+        };
+        let (orders, receiver) = watch::channel(order);
+        let (phase, phase_receiver) = watch::channel(first);
+        let owner = Owner {
+            sandbox: sandbox.clone(),
+            backend: self.0.backend.clone(),
+            reports: self.0.reports.clone(),
+            orders: receiver,
+            phase,
+            shutdown: self.0.shutdown.clone(),
+            observed,
+            unenforced,
+        };
+        let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        // Owners that ended are forgotten here, so that the map is no longer than what lives, and one.
+        owners.retain(|_, handle| !handle.orders.is_closed());
+        owners.insert(sandbox.clone(), Handle { orders, phase: phase_receiver });
+        drop(owners);
+        self.0.tracker.spawn(owner.run());
+    }
+
+    /// The phase of a sandbox's box; `None` when nothing was ever ordered for it.
+    pub(crate) fn phase(&self, sandbox: &SandboxId) -> Option<watch::Receiver<Phase>> {
+        let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.get(sandbox).map(|handle| handle.phase.clone())
+    }
+
+    /// The newest generation that was ordered.
+    pub(crate) fn generation(&self, sandbox: &SandboxId) -> Option<Generation> {
+        let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.get(sandbox).and_then(|handle| handle.orders.borrow().as_ref().map(|order| order.generation))
+    }
+
+    /// Ends the owners; the boxes live on.
+    pub(crate) async fn stop(&self) {
+        self.0.shutdown.cancel();
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
+    }
+}

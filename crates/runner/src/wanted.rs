@@ -1,0 +1,119 @@
+//! From the server's `Desired` to an order for the owner of the box. What the server sends is parsed here;
+//! behind this file it is valid.
+
+use std::collections::BTreeMap;
+
+use dispense_api::id::{Generation, SandboxId};
+use dispense_api::runner::{Desired, DesiredState};
+use dispense_api::v1;
+use dispense_backend::{BoxSpec, Limits, Network};
+
+use crate::owner::Order;
+use crate::plan::Wanted;
+
+/// A `Desired` that no honest server sends.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the server sent a `Desired` with {0}")]
+pub(crate) struct Malformed(&'static str);
+
+/// Parses what is wanted of one sandbox.
+pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
+    let sandbox: SandboxId = desired.sandbox_id.parse().map_err(|_| Malformed("no sandbox id"))?;
+    let generation = Generation(desired.generation);
+    let (wanted, spec) = match desired.state() {
+        DesiredState::Running => (Wanted::Running, Some(spec(&sandbox, generation, desired)?)),
+        DesiredState::Stopped => (Wanted::Stopped, None),
+        DesiredState::Absent => (Wanted::Absent, None),
+        DesiredState::Unspecified => return Err(Malformed("no state")),
+    };
+    Ok((sandbox, Order { wanted, generation, spec }))
+}
+
+fn spec(sandbox: &SandboxId, generation: Generation, desired: Desired) -> Result<BoxSpec, Malformed> {
+    let spec = desired.spec.ok_or(Malformed("no spec"))?;
+    let resources = spec.resources.ok_or(Malformed("no resources"))?;
+    let network = match v1::Network::try_from(spec.network) {
+        Ok(v1::Network::None) => Network::None,
+        Ok(v1::Network::Nat) => Network::Nat,
+        Ok(v1::Network::Unspecified) | Err(_) => return Err(Malformed("no network")),
+    };
+    let limits = Limits {
+        cpu_millis: resources.cpu_millis,
+        memory_bytes: resources.memory_bytes,
+        disk_bytes: resources.disk_bytes,
+        pids: resources.pids,
+    };
+    // A sandbox's own variables cannot set those of the agent.
+    let mut env: BTreeMap<String, String> =
+        spec.env.into_iter().filter(|(key, _)| !key.starts_with("AGENT_")).collect();
+    let mut set = |key: &str, value: String| {
+        if !value.is_empty() {
+            env.insert(key.to_owned(), value);
+        }
+    };
+    set("AGENT_SANDBOX_ID", sandbox.to_string());
+    set("AGENT_TOKEN", desired.sandbox_token);
+    set("AGENT_REPORT_INTERVAL", format!("{}s", desired.report_interval_secs.max(1)));
+    set("AGENT_WORKDIR", spec.workdir);
+    set("AGENT_USER", spec.user);
+    let hostname = if desired.name.is_empty() { sandbox.to_string() } else { desired.name };
+    let require_limits = spec.require_limits;
+    Ok(BoxSpec {
+        sandbox: sandbox.clone(),
+        generation,
+        template: spec.template,
+        limits,
+        require_limits,
+        network,
+        hostname,
+        env,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn desired() -> Desired {
+        Desired {
+            sandbox_id: SandboxId::random().to_string(),
+            generation: 3,
+            state: DesiredState::Running.into(),
+            spec: Some(v1::SandboxSpec {
+                template: "host".into(),
+                resources: Some(v1::Resources { cpu_millis: 1000, memory_bytes: 1 << 28, disk_bytes: 0, pids: 100 }),
+                network: v1::Network::None.into(),
+                env: [("A".to_owned(), "1".to_owned()), ("AGENT_TOKEN".to_owned(), "stolen".to_owned())].into(),
+                ..v1::SandboxSpec::default()
+            }),
+            name: "web".into(),
+            sandbox_token: "dst_1".into(),
+            report_interval_secs: 30,
+        }
+    }
+
+    #[test]
+    fn the_agent_is_configured_by_the_server_and_not_by_the_sandbox() {
+        let (_, order) = parse(desired()).expect("valid");
+        let spec = order.spec.expect("running");
+        assert_eq!(spec.env["AGENT_TOKEN"], "dst_1");
+        assert_eq!(spec.env["AGENT_REPORT_INTERVAL"], "30s");
+        assert_eq!(spec.env["A"], "1");
+        assert_eq!(spec.hostname, "web");
+    }
+
+    #[test]
+    fn what_no_honest_server_sends_is_refused() {
+        let broken: [fn(&mut Desired); 4] = [
+            |d| d.sandbox_id = "../x".into(),
+            |d| d.state = 9,
+            |d| d.spec = None,
+            |d| d.spec.as_mut().expect("set").network = 7,
+        ];
+        for damage in broken {
+            let mut desired = desired();
+            damage(&mut desired);
+            assert!(parse(desired).is_err());
+        }
+    }
+}
