@@ -8,6 +8,10 @@
 //! an agent as its first process. A backend persists what it needs before it acts, so that [`Backend::list`]
 //! tells the truth after a crash and [`Backend::adopt`] takes a running box over after a restart.
 
+pub mod native;
+#[cfg(feature = "testing")]
+pub mod testing;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -50,6 +54,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Returns when the box's first process has ended; at once when it does not run.
     async fn wait(&self, sandbox: &SandboxId) -> Result<BoxExit, BackendError>;
+
+    /// Finishes what runs in the background, such as the removal of files. Boxes live on.
+    async fn close(&self);
 }
 
 /// What a backend can do on this machine.

@@ -11,6 +11,7 @@
 //! ```
 
 mod agent;
+pub mod backend;
 mod identity;
 mod link;
 mod machine;
@@ -77,8 +78,9 @@ pub async fn run(
     let identity = identity::Identity::open(&config.state_dir)?;
     let reports = Arc::new(Reports::default());
     let supervisor = Supervisor::start(backend.clone(), reports.clone()).await?;
-    let link = link::Link { config, identity, backend, reports, supervisor: supervisor.clone() };
+    let link = link::Link { config, identity, backend: backend.clone(), reports, supervisor: supervisor.clone() };
     let result = link.run(&shutdown).await;
     supervisor.stop().await;
+    backend.close().await;
     Ok(result?)
 }

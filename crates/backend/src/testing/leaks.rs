@@ -1,0 +1,69 @@
+//! What of a data directory's sandboxes is left on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::native::instance;
+
+/// Finds processes, mounts, cgroups and directories; empty when nothing is left. `data_dir` is the directory of
+/// a server, or the state directory of a runner, or any directory above.
+pub fn find(data_dir: &Path) -> Vec<String> {
+    let mut left = Vec::new();
+    let needle = data_dir.display().to_string();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        if pid == std::process::id() {
+            continue;
+        }
+        let read = |file: &str| {
+            String::from_utf8_lossy(&fs::read(entry.path().join(file)).unwrap_or_default()).replace('\0', " ")
+        };
+        let command = read("cmdline");
+        if command.contains(&needle) || read("mountinfo").contains(&needle) {
+            left.push(format!("process {pid}: {command}"));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    left.extend(mounts.lines().filter(|line| line.contains(&needle)).map(|line| format!("mount: {line}")));
+    for folder in native_folders(data_dir) {
+        let instance = fs::canonicalize(&folder).map(|folder| instance(&folder)).unwrap_or_default();
+        find_cgroups(Path::new("/sys/fs/cgroup"), &format!("dispense-{instance}"), 0, &mut left);
+        for name in ["boxes", "trash"] {
+            let entries = fs::read_dir(folder.join(name)).into_iter().flatten().flatten();
+            left.extend(entries.map(|entry| format!("directory: {}", entry.path().display())));
+        }
+    }
+    left
+}
+
+/// Directories of native backends, at most three levels down.
+fn native_folders(data_dir: &Path) -> Vec<PathBuf> {
+    let mut level = vec![data_dir.to_owned()];
+    let mut found = Vec::new();
+    for _ in 0..3 {
+        let children = level.iter().flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+        level = children.map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+        found.extend(level.iter().filter(|path| path.ends_with("native")).cloned());
+    }
+    found
+}
+
+/// Depth of a cgroup hierarchy that is searched.
+const CGROUP_DEPTH_MAX: usize = 8;
+
+fn find_cgroups(folder: &Path, name: &str, depth: usize, left: &mut Vec<String>) {
+    if depth > CGROUP_DEPTH_MAX {
+        return;
+    }
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if !path.is_dir() || path.is_symlink() {
+            continue;
+        }
+        if entry.file_name() == *name {
+            left.push(format!("cgroup: {}", path.display()));
+        } else {
+            find_cgroups(&path, name, depth + 1, left);
+        }
+    }
+}
