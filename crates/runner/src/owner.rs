@@ -82,9 +82,15 @@ impl Owner {
                 self.perform(step, order).await;
                 continue;
             }
-            if self.observed == Observed::Absent && order.is_some_and(|order| order.wanted == Wanted::Absent) {
+            if self.observed == Observed::Absent && order.as_ref().is_some_and(|order| order.wanted == Wanted::Absent) {
                 self.report(BoxState::Gone, Generation::default(), None);
                 return;
+            }
+            if let (Some(order), Observed::Absent) = (&order, self.observed)
+                && order.wanted == Wanted::Stopped
+            {
+                // Stopped before it was made.
+                self.report(BoxState::Stopped, order.generation, None);
             }
             let watched = match self.observed {
                 Observed::Started(generation) => self.watch(generation).await,
@@ -155,8 +161,12 @@ impl Owner {
             };
             let _ = tokio::time::timeout(STOP_GRACE + STOP_SLACK, graceful).await;
         }
-        within("stop the box", self.backend.stop(&self.sandbox)).await?;
-        self.observed = Observed::Stopped(generation);
+        self.observed = match within("stop the box", self.backend.stop(&self.sandbox)).await {
+            Ok(()) => Observed::Stopped(generation),
+            // Its making failed and left nothing.
+            Err(BackendError::Unknown(_)) => Observed::Absent,
+            Err(error) => return Err(error),
+        };
         self.report(BoxState::Stopped, generation, None);
         Ok(())
     }

@@ -1,1 +1,279 @@
-//! stub
+//! The control plane: doors, sandbox lifecycle, placement, fleet, relay, store.
+//!
+//! It knows no kind of backend and touches no host: runners connect to it, and it tells them what is wanted.
+//!
+//! ```text
+//! door ──► sandbox ──► store (one writer) ──► after the commit: fleet ──► runner
+//! door ──► relay ──► fleet ──► runner, which dials back ──► door
+//! ```
+
+mod auth;
+mod data_dir;
+mod door;
+mod fleet;
+mod job;
+mod placement;
+mod refusal;
+mod relay;
+mod sandbox;
+mod store;
+mod sweep;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::runner::runner_link_service_server::RunnerLinkServiceServer;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use auth::keys::KEY_PREFIX;
+use auth::secret::{ServerSecret, hash, random};
+use auth::{ApiKey, Keys, Role};
+use door::{Doors, Parts, listener};
+use fleet::Fleet;
+use fleet::link::RunnerLinks;
+use relay::Relay;
+use sandbox::service::Sandboxes;
+use store::{Store, StoreError};
+
+pub use data_dir::DataDirError;
+
+/// A hello lists all boxes of a runner.
+const CONTROL_MESSAGE_MAX_BYTES: usize = 32 << 20;
+/// At shutdown calls may finish for this long.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The file with the first administrator's key.
+const ADMIN_KEY_FILE: &str = "admin.key";
+
+/// How a server is set up.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Database, keys, lock.
+    pub data_dir: PathBuf,
+    /// The public door; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// Where runners connect to; port 0 takes a free one.
+    pub runner_address: SocketAddr,
+    /// It serves one user's commands and ends with them: sandboxes that an earlier life left with a lease
+    /// are deleted at the start.
+    pub embedded: bool,
+}
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The database cannot be opened.
+    #[error("failed to open the database {path}: {cause}")]
+    Store {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+    /// The port is taken, or not ours to take.
+    #[error("failed to listen on {address}: {source}: choose another with {flag}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Which flag sets it.
+        flag: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// A running server.
+pub struct Server {
+    address: SocketAddr,
+    runner_address: SocketAddr,
+    admin_key: String,
+    join_token: String,
+    parts: Parts,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+    /// Held until the end.
+    _data_dir: data_dir::DataDir,
+}
+
+impl Server {
+    /// Opens everything and serves. Nothing is left behind when it fails.
+    pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
+        let data_dir = data_dir::DataDir::open(&config.data_dir)?;
+        let public = listen(config.address, "--address").await?;
+        let runners = listen(config.runner_address, "--runner-address").await?;
+        let path = data_dir.join("server.db");
+        let failed = |error: StoreError| {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            StartError::Store { path: path.clone(), cause: format!("{error}{source}") }
+        };
+        let store = Arc::new(Store::open(&path).await.map_err(failed)?);
+        let admin_key = admin_key(&data_dir, &store, &failed).await?;
+        let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
+        let fresh = random("");
+        let secret = store.write(move |tx| {
+            let fresh = fresh.clone();
+            Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
+        });
+        let secret = Arc::new(ServerSecret::new(secret.await.map_err(failed)?));
+        let known = store::runners::all(store.readers()).await.map_err(failed)?;
+        let used = store::sandboxes::used(store.readers()).await.map_err(failed)?;
+        let fleet = Arc::new(Fleet::new(known, &used));
+        let sandboxes = Arc::new(Sandboxes {
+            store: store.clone(),
+            fleet: fleet.clone(),
+            secret: secret.clone(),
+            notices: Arc::default(),
+            agents: Arc::default(),
+        });
+        let relay = Arc::new(Relay::new(fleet));
+        let server = Self {
+            address: public.local_addr().unwrap_or(config.address),
+            runner_address: runners.local_addr().unwrap_or(config.runner_address),
+            admin_key,
+            join_token: secret.join_token(),
+            parts: Parts { sandboxes, relay, keys: Arc::new(keys) },
+            tasks: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+            _data_dir: data_dir,
+        };
+        if config.embedded {
+            server.delete_leased().await;
+        }
+        server.serve(public, runners);
+        Ok(server)
+    }
+
+    fn serve(&self, public: TcpListener, runners: TcpListener) {
+        let doors = Doors::new(self.parts.clone());
+        let service = move |request| doors.clone().serve(request);
+        self.tasks.spawn(listener::serve(public, service, self.tasks.clone(), self.shutdown.clone()));
+        let links = RunnerLinks {
+            sandboxes: self.parts.sandboxes.clone(),
+            relay: self.parts.relay.clone(),
+            tasks: self.tasks.clone(),
+        };
+        let links = RunnerLinkServiceServer::new(links).max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);
+        let links = tonic::service::Routes::new(links).prepare();
+        let service = move |request: http::Request<hyper::body::Incoming>| {
+            let links = links.clone();
+            async move { links.oneshot(request.map(tonic::body::Body::new)).await }
+        };
+        self.tasks.spawn(listener::serve(runners, service, self.tasks.clone(), self.shutdown.clone()));
+        self.tasks.spawn(sweep::sweep_task(self.parts.sandboxes.clone(), self.shutdown.clone()));
+    }
+
+    /// Where clients reach it.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where runners reach it.
+    pub fn runner_address(&self) -> SocketAddr {
+        self.runner_address
+    }
+
+    /// The first administrator's key, as it stands in the data directory.
+    pub fn admin_key(&self) -> &str {
+        &self.admin_key
+    }
+
+    /// With it a runner joins.
+    pub fn join_token(&self) -> &str {
+        &self.join_token
+    }
+
+    /// Deletes every sandbox that has a lease, since those who held them are gone.
+    pub async fn delete_leased(&self) {
+        let sandboxes = &self.parts.sandboxes;
+        let leased = store::sandboxes::leased(sandboxes.store.readers()).await;
+        let leased = leased.unwrap_or_else(|error| {
+            tracing::error!(%error, "sandboxes with a lease were not read: the sweep deletes them when it ends");
+            vec![]
+        });
+        for id in leased {
+            if let Err(error) = sandboxes.delete(id.as_str(), false).await {
+                tracing::warn!(sandbox = %id, %error, "sandbox with a lease was not deleted: the sweep does it later");
+            }
+        }
+    }
+
+    /// Waits until no sandbox is being deleted by a connected runner; `false` when the time is up first.
+    pub async fn deletions_done(&self, timeout: Duration) -> bool {
+        let sandboxes = &self.parts.sandboxes;
+        let filter = store::sandboxes::Filter {
+            states: vec![sandbox::lifecycle::State::Deleting],
+            limit: 1,
+            ..Default::default()
+        };
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            match store::sandboxes::list(sandboxes.store.readers(), &filter).await.as_deref() {
+                Ok([]) => return true,
+                Ok([row, ..]) => {
+                    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+                    let gone = |row: &sandbox::Sandbox| row.life.observed == sandbox::lifecycle::State::Deleted;
+                    if sandboxes.wait(&row.id, left, gone).await.is_err() {
+                        return false;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "sandboxes were not read");
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Stops accepting, lets calls finish for a while, then closes the database.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.tasks.close();
+        self.parts.sandboxes.fleet.disconnect();
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tasks.len(), "calls were cut at the shutdown");
+        }
+        self.parts.sandboxes.store.close().await;
+    }
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, flag, source })
+}
+
+/// The key in the data directory; whoever can read or write it there is the administrator.
+async fn admin_key(
+    data_dir: &data_dir::DataDir,
+    store: &Store,
+    failed: &impl Fn(StoreError) -> StartError,
+) -> Result<String, StartError> {
+    let valid = |key: &String| {
+        let digits = key.strip_prefix(KEY_PREFIX);
+        digits.is_some_and(|digits| digits.len() == 40 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    let key = match data_dir.read(ADMIN_KEY_FILE)?.filter(valid) {
+        Some(key) => key,
+        None => {
+            let key = random(KEY_PREFIX);
+            data_dir.write(ADMIN_KEY_FILE, &format!("{key}\n"))?;
+            key
+        }
+    };
+    // Also after a crash between the file and the row.
+    let known = store::keys::all(store.readers()).await.map_err(failed)?;
+    if !known.iter().any(|row| row.hash == hash(&key)) {
+        let row = ApiKey::of(&key, "admin", Role::Admin);
+        let write = store.write(move |tx| {
+            let row = row.clone();
+            Box::pin(async move { store::keys::insert(tx, &row).await })
+        });
+        write.await.map_err(failed)?;
+    }
+    Ok(key)
+}

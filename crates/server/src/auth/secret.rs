@@ -1,0 +1,83 @@
+//! Secrets: random ones, their hashes, and tokens that are derived from the server's own secret, so that
+//! there is nothing to store for each sandbox.
+
+use dispense_api::id::{Generation, SandboxId};
+use hmac::{Hmac, Mac};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+/// 160 bits, as 40 hex digits.
+const SECRET_BYTES: usize = 20;
+const SANDBOX_TOKEN_PREFIX: &str = "dst_";
+const JOIN_TOKEN_PREFIX: &str = "dsj_";
+/// Before a runner's own credential.
+pub(crate) const CREDENTIAL_PREFIX: &str = "dsr_";
+
+/// A new secret.
+pub(crate) fn random(prefix: &str) -> String {
+    let mut bytes = [0; SECRET_BYTES];
+    getrandom::fill(&mut bytes).expect("the kernel gives randomness to every process");
+    format!("{prefix}{}", hex(&bytes))
+}
+
+/// SHA-256 in hex. A secret has 160 random bits, so a fast hash is right.
+pub(crate) fn hash(secret: &str) -> String {
+    hex(&Sha256::digest(secret.as_bytes()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The server's own secret, and what is derived from it.
+pub(crate) struct ServerSecret(String);
+
+impl ServerSecret {
+    pub(crate) fn new(secret: String) -> Self {
+        Self(secret)
+    }
+
+    /// The token with which a runner joins.
+    pub(crate) fn join_token(&self) -> String {
+        self.derive(JOIN_TOKEN_PREFIX, "join")
+    }
+
+    /// The token with which the agent of one placement of a sandbox reports.
+    pub(crate) fn sandbox_token(&self, sandbox: &SandboxId, generation: Generation) -> String {
+        self.derive(SANDBOX_TOKEN_PREFIX, &format!("sandbox {sandbox} {generation}"))
+    }
+
+    fn derive(&self, prefix: &str, purpose: &str) -> String {
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes a key of any length");
+        mac.update(purpose.as_bytes());
+        format!("{prefix}{}", hex(&mac.finalize().into_bytes()[..SECRET_BYTES]))
+    }
+}
+
+/// Compares without telling by time where two secrets differ.
+pub(crate) fn same(left: &str, right: &str) -> bool {
+    left.as_bytes().ct_eq(right.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_differ_by_purpose_sandbox_generation_and_server() {
+        let (one, two) = (ServerSecret::new("1".into()), ServerSecret::new("2".into()));
+        let (a, b) = (SandboxId::random(), SandboxId::random());
+        let tokens = [
+            one.join_token(),
+            two.join_token(),
+            one.sandbox_token(&a, Generation(1)),
+            one.sandbox_token(&a, Generation(2)),
+            one.sandbox_token(&b, Generation(1)),
+            two.sandbox_token(&a, Generation(1)),
+        ];
+        for (index, token) in tokens.iter().enumerate() {
+            assert!(!tokens[..index].contains(token));
+        }
+        assert_eq!(one.sandbox_token(&a, Generation(1)), tokens[2], "and are the same each time");
+    }
+}

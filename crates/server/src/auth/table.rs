@@ -1,0 +1,99 @@
+//! The one authorisation table: a row for each route of each door. What has no row is refused.
+
+use dispense_api::method::{Access, Method};
+
+use super::Role;
+
+/// What a route asks of its caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing: it tells nothing.
+    Open,
+    /// An API key with at least this role.
+    Role(Role),
+    /// The token of the sandbox that the path names; the handler checks it.
+    SandboxToken,
+}
+
+/// Routes of gRPC services that the server answers itself, as in the request's path.
+pub(crate) const GRPC: &[(&str, Need)] = &[
+    ("/dispense.v1.SandboxService/CreateSandbox", Need::Role(Role::Member)),
+    ("/dispense.v1.SandboxService/GetSandbox", Need::Role(Role::Viewer)),
+    ("/dispense.v1.SandboxService/ListSandboxes", Need::Role(Role::Viewer)),
+    ("/dispense.v1.SandboxService/StartSandbox", Need::Role(Role::Member)),
+    ("/dispense.v1.SandboxService/StopSandbox", Need::Role(Role::Member)),
+    ("/dispense.v1.SandboxService/DeleteSandbox", Need::Role(Role::Member)),
+    ("/dispense.v1.SandboxService/WaitSandbox", Need::Role(Role::Viewer)),
+    ("/dispense.v1.SandboxService/RenewSandbox", Need::Role(Role::Member)),
+    ("/dispense.v1.RunnerService/ListRunners", Need::Role(Role::Viewer)),
+    ("/dispense.v1.RunnerService/GetRunner", Need::Role(Role::Viewer)),
+    ("/dispense.v1.JobService/ListJobs", Need::Role(Role::Viewer)),
+    ("/dispense.v1.JobService/GetJob", Need::Role(Role::Viewer)),
+];
+
+/// REST routes: verb and pattern, as the router has them.
+pub(crate) const REST: &[(&str, &str, Need)] = &[
+    ("GET", "/healthz", Need::Open),
+    ("GET", "/readyz", Need::Open),
+    ("GET", "/api/v1/sandboxes", Need::Role(Role::Viewer)),
+    ("POST", "/api/v1/sandboxes", Need::Role(Role::Member)),
+    ("GET", "/api/v1/sandboxes/{id}", Need::Role(Role::Viewer)),
+    ("DELETE", "/api/v1/sandboxes/{id}", Need::Role(Role::Member)),
+    ("POST", "/api/v1/sandboxes/{id}/start", Need::Role(Role::Member)),
+    ("POST", "/api/v1/sandboxes/{id}/stop", Need::Role(Role::Member)),
+    ("POST", "/api/v1/sandboxes/{id}/status", Need::SandboxToken),
+    ("GET", "/api/v1/jobs", Need::Role(Role::Viewer)),
+    ("GET", "/api/v1/jobs/{id}", Need::Role(Role::Viewer)),
+    ("GET", "/api/v1/runners", Need::Role(Role::Viewer)),
+    ("GET", "/api/v1/runners/{id}", Need::Role(Role::Viewer)),
+];
+
+/// What a gRPC path asks for; `None` for one that does not exist.
+pub(crate) fn grpc(path: &str) -> Option<Need> {
+    if let Some(method) = path.strip_prefix('/').and_then(Method::parse) {
+        return match method.access() {
+            Access::Read => Some(Need::Role(Role::Viewer)),
+            Access::Write => Some(Need::Role(Role::Member)),
+            // Only its runner speaks to an agent so.
+            Access::Runner => None,
+        };
+    }
+    GRPC.iter().find(|(row, _)| *row == path).map(|(_, need)| *need)
+}
+
+/// What a REST route asks for; `None` for one that does not exist.
+pub(crate) fn rest(verb: &str, pattern: &str) -> Option<Need> {
+    // The router answers HEAD as GET without the body.
+    let verb = if verb == "HEAD" { "GET" } else { verb };
+    REST.iter().find(|(method, row, _)| *method == verb && *row == pattern).map(|(_, _, need)| *need)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_every_service_has_a_row() {
+        use prost::Message;
+        let set = prost_types::FileDescriptorSet::decode(dispense_api::FILE_DESCRIPTOR_SET).expect("ours");
+        let mut methods = 0;
+        for file in set.file.iter().filter(|file| file.package() == "dispense.v1") {
+            for service in &file.service {
+                for method in &service.method {
+                    let path = format!("/dispense.v1.{}/{}", service.name(), method.name());
+                    assert!(matches!(grpc(&path), Some(Need::Role(_))), "{path} has no row");
+                    methods += 1;
+                }
+            }
+        }
+        assert!(methods > 25, "the descriptors were read");
+    }
+
+    #[test]
+    fn what_has_no_row_is_refused() {
+        for path in ["", "/", "/dispense.v1.SandboxService/", "/dispense.agent.v1.AgentService/Shutdown", "/x/y"] {
+            assert_eq!(grpc(path), None, "{path}");
+        }
+        assert_eq!(rest("PATCH", "/api/v1/sandboxes"), None);
+    }
+}

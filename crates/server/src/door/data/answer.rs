@@ -1,0 +1,216 @@
+//! The answer of an agent as the body of a gRPC response: message frames pass as they came, the final
+//! `Status` frame becomes the trailers. What an agent sends is hostile until it is parsed.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use dispense_api::agent;
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::frame::{HEADER_BYTES, Header};
+use dispense_api::limits;
+use dispense_api::runner::{SessionFrame, session_frame::Kind};
+use futures_util::Stream;
+use http::HeaderMap;
+use http_body::Frame;
+use prost::Message;
+use tokio::task::JoinHandle;
+use tonic::{Status, Streaming};
+
+/// A status has a sentence and some details.
+const STATUS_MAX_BYTES: usize = 64 << 10;
+
+/// Where in the agent's stream of frames the scanner is.
+enum Scan {
+    /// In a frame's header; the bytes of it that have come.
+    Header(BytesMut),
+    /// In a message, with so many bytes to go.
+    Message(usize),
+    /// In the status, whose length is known.
+    Status(BytesMut, usize),
+}
+
+/// The body.
+pub(crate) struct Answer {
+    inbound: Streaming<SessionFrame>,
+    uplink: JoinHandle<()>,
+    scan: Scan,
+    /// Bytes that came and were not passed on yet.
+    chunk: Bytes,
+    ended: bool,
+}
+
+impl Answer {
+    pub(super) fn new(inbound: Streaming<SessionFrame>, uplink: JoinHandle<()>) -> Self {
+        Self { inbound, uplink, scan: Scan::Header(BytesMut::new()), chunk: Bytes::new(), ended: false }
+    }
+
+    /// Takes from the chunk what can be passed on; `Ok(None)` when more must come.
+    fn advance(&mut self) -> Result<Option<Frame<Bytes>>, Error> {
+        while self.chunk.has_remaining() {
+            match &mut self.scan {
+                Scan::Message(left) => {
+                    let data = self.chunk.split_to((*left).min(self.chunk.len()));
+                    *left -= data.len();
+                    if *left == 0 {
+                        self.scan = Scan::Header(BytesMut::new());
+                    }
+                    return Ok(Some(Frame::data(data)));
+                }
+                Scan::Status(status, len) => {
+                    let part = self.chunk.split_to((*len - status.len()).min(self.chunk.len()));
+                    status.extend_from_slice(&part);
+                    if status.len() == *len {
+                        let status =
+                            agent::Status::decode(&**status).map_err(|_| broken("its status does not decode"))?;
+                        return Ok(Some(Frame::trailers(trailers(status))));
+                    }
+                }
+                Scan::Header(begun) if begun.is_empty() => {
+                    // The usual case: whole messages, passed without a copy.
+                    if let Some(whole) = whole_messages(&self.chunk)? {
+                        return Ok(Some(Frame::data(self.chunk.split_to(whole))));
+                    }
+                    self.header()?;
+                    if let Some(data) = self.begun_message() {
+                        return Ok(Some(Frame::data(data)));
+                    }
+                }
+                Scan::Header(_) => {
+                    self.header()?;
+                    if let Some(data) = self.begun_message() {
+                        return Ok(Some(Frame::data(data)));
+                    }
+                }
+            }
+        }
+        // An empty status has nothing to wait for.
+        if let Scan::Status(_, 0) = self.scan {
+            return Ok(Some(Frame::trailers(trailers(agent::Status::default()))));
+        }
+        Ok(None)
+    }
+
+    /// Collects a header that was cut, or that of a message that is not whole.
+    fn header(&mut self) -> Result<(), Error> {
+        let Scan::Header(begun) = &mut self.scan else { return Ok(()) };
+        let part = self.chunk.split_to((HEADER_BYTES - begun.len()).min(self.chunk.len()));
+        begun.extend_from_slice(&part);
+        Ok(())
+    }
+
+    /// When the header is whole: enters the frame. The header of a message is passed on.
+    fn begun_message(&mut self) -> Option<Bytes> {
+        let Scan::Header(begun) = &mut self.scan else { return None };
+        let header = Header::peek(begun, limits::RESPONSE_MESSAGE_MAX_BYTES);
+        match header {
+            Ok(None) => None,
+            Ok(Some(header)) if header.is_status => {
+                let len = header.len.min(STATUS_MAX_BYTES);
+                self.scan = Scan::Status(BytesMut::new(), len);
+                None
+            }
+            Ok(Some(header)) => {
+                let bytes = begun.split().freeze();
+                self.scan = if header.len == 0 { Scan::Header(BytesMut::new()) } else { Scan::Message(header.len) };
+                Some(bytes)
+            }
+            // The next look at the chunk tells it as an error.
+            Err(_) => {
+                self.chunk = std::mem::take(begun).freeze();
+                None
+            }
+        }
+    }
+
+    fn end(&mut self, error: Error) -> Frame<Bytes> {
+        self.ended = true;
+        Frame::trailers(trailers(error.into()))
+    }
+}
+
+/// Length of the run of whole message frames at the front of `chunk`, or of the part of a message there;
+/// `None` when it begins with a status or a cut header.
+fn whole_messages(chunk: &[u8]) -> Result<Option<usize>, Error> {
+    let mut end = 0;
+    while let Some(header) =
+        Header::peek(&chunk[end..], limits::RESPONSE_MESSAGE_MAX_BYTES).map_err(|error| broken(&error.to_string()))?
+    {
+        let next = end + HEADER_BYTES + header.len;
+        if header.is_status || next > chunk.len() {
+            break;
+        }
+        end = next;
+    }
+    Ok((end > 0).then_some(end))
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        loop {
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            match self.advance() {
+                Ok(Some(frame)) => {
+                    self.ended = frame.is_trailers();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Ok(None) => {}
+                Err(error) => return Poll::Ready(Some(Ok(self.end(error)))),
+            }
+            let next = ready!(Pin::new(&mut self.inbound).poll_next(context));
+            let why = match next {
+                Some(Ok(SessionFrame { kind: Some(Kind::Data(data)) })) => {
+                    self.chunk = data;
+                    continue;
+                }
+                Some(Ok(SessionFrame { kind: Some(Kind::Reset(why)) })) => why,
+                Some(Ok(SessionFrame { kind: Some(Kind::Eof(_)) })) => "it ended".to_owned(),
+                Some(Ok(_)) => "its runner sent a frame that does not belong there".to_owned(),
+                Some(Err(status)) => format!("its runner is gone: {}", status.message()),
+                None => "its runner is gone".to_owned(),
+            };
+            let frame = self.end(lost(&why));
+            return Poll::Ready(Some(Ok(frame)));
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // A caller that is gone takes both directions with it.
+        self.uplink.abort();
+    }
+}
+
+fn lost(why: &str) -> Error {
+    let message = format!(
+        "the connection to the sandbox's agent was lost ({why}): the sandbox may have been stopped, see `dispense get`"
+    );
+    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, message)
+}
+
+fn broken(why: &str) -> Error {
+    Error::new(Code::Internal, reason::PROTOCOL, format!("the sandbox's agent broke the protocol: {why}"))
+}
+
+/// The end of the call.
+fn trailers(status: agent::Status) -> HeaderMap {
+    let status = match Error::try_from(status) {
+        Ok(error) => Status::from(error),
+        Err(()) => Status::ok(""),
+    };
+    let mut headers = HeaderMap::new();
+    if status.add_header(&mut headers).is_err() {
+        // A sentence that no header can carry.
+        headers.insert("grpc-status", http::HeaderValue::from_static("13"));
+    }
+    headers
+}

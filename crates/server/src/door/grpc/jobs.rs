@@ -1,0 +1,86 @@
+//! `dispense.v1.JobService`.
+
+use std::sync::Arc;
+
+use dispense_api::error::{Code, Error};
+use dispense_api::v1;
+use dispense_api::v1::job_service_server::JobService;
+use tonic::{Request, Response, Status};
+
+use super::{page_size, page_token, parse_page_token};
+use crate::job::{Job, JobStatus, JobType};
+use crate::sandbox::service::Sandboxes;
+use crate::sandbox::spec::{clip, invalid};
+use crate::sandbox::view::timestamp;
+use crate::store::jobs;
+
+pub(super) struct JobDoor(pub(super) Arc<Sandboxes>);
+
+#[tonic::async_trait]
+impl JobService for JobDoor {
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let request = request.into_inner();
+        let status = match v1::JobStatus::try_from(request.status) {
+            Ok(v1::JobStatus::Unspecified) => None,
+            Ok(v1::JobStatus::Pending) => Some(JobStatus::Pending),
+            Ok(v1::JobStatus::Running) => Some(JobStatus::Running),
+            Ok(v1::JobStatus::Completed) => Some(JobStatus::Completed),
+            Ok(v1::JobStatus::Failed) => Some(JobStatus::Failed),
+            Err(_) => return Err(invalid("status", "it is no status of a job").into()),
+        };
+        let sandbox = match request.sandbox.as_str() {
+            "" => None,
+            // Jobs outlive the sandbox's name: an id is taken as it is.
+            text => Some(match text.parse() {
+                Ok(id) => id,
+                Err(_) => self.0.get(text).await?.id,
+            }),
+        };
+        let limit = page_size(request.page_size)?;
+        let before = parse_page_token(&request.page_token)?;
+        let rows = jobs::list(self.0.store.readers(), sandbox.as_ref(), status, before, limit).await;
+        let rows = rows.map_err(Error::from)?;
+        let next = rows.last().filter(|_| rows.len() == limit);
+        let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+        let jobs = rows.into_iter().map(wire).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let wanted = request.into_inner().job;
+        Ok(Response::new(wire(find(&self.0, &wanted).await?)))
+    }
+}
+
+/// The job of an id.
+pub(in crate::door) async fn find(sandboxes: &Sandboxes, wanted: &str) -> Result<Job, Error> {
+    let id = wanted.parse().map_err(|error| invalid("job", error))?;
+    let found = jobs::find(sandboxes.store.readers(), &id).await?;
+    found.ok_or_else(|| Error::new(Code::NotFound, "job_unknown", format!("job `{}` does not exist", clip(wanted))))
+}
+
+fn wire(job: Job) -> v1::Job {
+    v1::Job {
+        id: job.id.to_string(),
+        r#type: match job.kind {
+            JobType::Create => v1::JobType::Create,
+            JobType::Delete => v1::JobType::Delete,
+            JobType::Start => v1::JobType::Start,
+            JobType::Stop => v1::JobType::Stop,
+        }
+        .into(),
+        sandbox_id: job.sandbox.to_string(),
+        runner_id: job.runner.map(|runner| runner.to_string()).unwrap_or_default(),
+        status: match job.status {
+            JobStatus::Pending => v1::JobStatus::Pending,
+            JobStatus::Running => v1::JobStatus::Running,
+            JobStatus::Completed => v1::JobStatus::Completed,
+            JobStatus::Failed => v1::JobStatus::Failed,
+        }
+        .into(),
+        error: job.error,
+        created_at: Some(timestamp(job.created_at)),
+        started_at: job.started_at.map(timestamp),
+        finished_at: job.finished_at.map(timestamp),
+    }
+}

@@ -1,0 +1,78 @@
+//! `dispense.v1.RunnerService`.
+
+use std::sync::Arc;
+
+use dispense_api::error::{Code, Error};
+use dispense_api::v1;
+use dispense_api::v1::runner_service_server::RunnerService;
+use tonic::{Request, Response, Status};
+
+use crate::fleet::{RunnerStatus, RunnerView};
+use crate::placement::Room;
+use crate::sandbox::service::Sandboxes;
+use crate::sandbox::spec::clip;
+use crate::sandbox::view::timestamp;
+
+pub(super) struct RunnerDoor(pub(super) Arc<Sandboxes>);
+
+#[tonic::async_trait]
+impl RunnerService for RunnerDoor {
+    async fn list_runners(
+        &self,
+        _request: Request<v1::ListRunnersRequest>,
+    ) -> Result<Response<v1::ListRunnersResponse>, Status> {
+        let runners = self.0.fleet.list().into_iter().map(wire).collect();
+        Ok(Response::new(v1::ListRunnersResponse { runners }))
+    }
+
+    async fn get_runner(&self, request: Request<v1::GetRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
+        let wanted = request.into_inner().runner;
+        Ok(Response::new(wire(find(&self.0, &wanted)?)))
+    }
+}
+
+/// The runner of an id or name; ids win.
+pub(in crate::door) fn find(sandboxes: &Sandboxes, wanted: &str) -> Result<RunnerView, Error> {
+    let runners = sandboxes.fleet.list();
+    let by_id = runners.iter().find(|view| view.known.id.as_str() == wanted);
+    let found = by_id.or_else(|| runners.iter().find(|view| view.known.facts.name == wanted));
+    found.cloned().ok_or_else(|| {
+        let message = format!("runner `{}` does not exist: `dispense runner list` shows those that do", clip(wanted));
+        Error::new(Code::NotFound, "runner_unknown", message)
+    })
+}
+
+fn wire(view: RunnerView) -> v1::Runner {
+    let (facts, known) = (view.known.facts.clone(), view.known);
+    v1::Runner {
+        id: known.id.to_string(),
+        name: facts.name,
+        status: match view.status {
+            RunnerStatus::Available => v1::RunnerStatus::Available,
+            RunnerStatus::Busy => v1::RunnerStatus::Busy,
+            RunnerStatus::Offline => v1::RunnerStatus::Offline,
+        }
+        .into(),
+        address: facts.address,
+        capacity: Some(capacity(facts.capacity)),
+        used: Some(capacity(view.used)),
+        labels: facts.labels.into_iter().collect(),
+        backends: facts.backends,
+        templates: facts.templates,
+        version: facts.version,
+        last_heartbeat: Some(timestamp(known.last_seen_at)),
+        joined_at: Some(timestamp(known.joined_at)),
+        unenforced_limits: facts.unenforced.into_iter().collect(),
+        networks: facts.networks.iter().map(|network| network.wire().into()).collect(),
+    }
+}
+
+fn capacity(room: Room) -> v1::Capacity {
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    v1::Capacity {
+        cpu_millis: narrow(room.cpu_millis),
+        memory_bytes: room.memory_bytes,
+        disk_bytes: room.disk_bytes,
+        sandboxes: narrow(room.sandboxes),
+    }
+}

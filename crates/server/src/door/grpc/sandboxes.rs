@@ -1,0 +1,124 @@
+//! `dispense.v1.SandboxService`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::error::Error;
+use dispense_api::v1;
+use dispense_api::v1::sandbox_service_server::SandboxService;
+use tonic::{Request, Response, Status};
+
+use super::{page_size, page_token, parse_page_token, wait_timeout};
+use crate::sandbox::Sandbox;
+use crate::sandbox::create::NewSandbox;
+use crate::sandbox::lifecycle::State;
+use crate::sandbox::service::Sandboxes;
+use crate::sandbox::spec::{self, invalid};
+use crate::sandbox::view::parse_state;
+use crate::store::sandboxes::{self, Filter};
+
+pub(super) struct SandboxDoor(pub(super) Arc<Sandboxes>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl SandboxDoor {
+    fn answer(&self, sandbox: &Sandbox) -> Answer<v1::Sandbox> {
+        Ok(Response::new(self.0.view(sandbox)))
+    }
+
+    /// Waits, when asked to, until nothing more is on the way.
+    async fn settled(
+        &self,
+        sandbox: Sandbox,
+        timeout: Option<Duration>,
+        done: impl Fn(State) -> bool,
+    ) -> Result<Sandbox, Error> {
+        match timeout {
+            Some(timeout) => self.0.wait(&sandbox.id, timeout, |row| done(row.life.observed)).await,
+            None => Ok(sandbox),
+        }
+    }
+}
+
+fn bound(wait: bool, timeout_secs: u32) -> Result<Option<Duration>, Error> {
+    if wait { wait_timeout(timeout_secs).map(Some) } else { Ok(None) }
+}
+
+fn up(state: State) -> bool {
+    matches!(state, State::Running | State::Failed | State::Stopped | State::Deleting | State::Deleted)
+}
+
+#[tonic::async_trait]
+impl SandboxService for SandboxDoor {
+    async fn create_sandbox(&self, request: Request<v1::CreateSandboxRequest>) -> Answer<v1::Sandbox> {
+        let request = request.into_inner();
+        let timeout = bound(request.wait, request.timeout_secs)?;
+        let labels = request.labels.into_iter().collect();
+        let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
+        let sandbox = self.0.create(new).await?;
+        self.answer(&self.settled(sandbox, timeout, up).await?)
+    }
+
+    async fn get_sandbox(&self, request: Request<v1::GetSandboxRequest>) -> Answer<v1::Sandbox> {
+        self.answer(&self.0.get(&request.into_inner().sandbox).await?)
+    }
+
+    async fn list_sandboxes(&self, request: Request<v1::ListSandboxesRequest>) -> Answer<v1::ListSandboxesResponse> {
+        let request = request.into_inner();
+        let limit = page_size(request.page_size)?;
+        let state =
+            |value: &i32| parse_state(*value).ok_or_else(|| invalid("states", format_args!("{value} is no state")));
+        let filter = Filter {
+            group: (!request.group.is_empty()).then_some(request.group),
+            labels: spec::labels(request.labels.into_iter().collect())?,
+            states: request.states.iter().map(state).collect::<Result<_, _>>()?,
+            limit,
+            before: parse_page_token(&request.page_token)?,
+        };
+        let rows = sandboxes::list(self.0.store.readers(), &filter).await.map_err(Error::from)?;
+        let next = rows.last().filter(|_| rows.len() == limit);
+        let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+        let sandboxes = rows.iter().map(|row| self.0.view(row)).collect();
+        Ok(Response::new(v1::ListSandboxesResponse { sandboxes, next_page_token }))
+    }
+
+    async fn start_sandbox(&self, request: Request<v1::StartSandboxRequest>) -> Answer<v1::Sandbox> {
+        let request = request.into_inner();
+        let timeout = bound(request.wait, request.timeout_secs)?;
+        let sandbox = self.0.start(&request.sandbox).await?;
+        self.answer(&self.settled(sandbox, timeout, up).await?)
+    }
+
+    async fn stop_sandbox(&self, request: Request<v1::StopSandboxRequest>) -> Answer<v1::Sandbox> {
+        let request = request.into_inner();
+        let timeout = bound(request.wait, request.timeout_secs)?;
+        let sandbox = self.0.stop(&request.sandbox).await?;
+        let down = |state| matches!(state, State::Stopped | State::Failed | State::Deleting | State::Deleted);
+        self.answer(&self.settled(sandbox, timeout, down).await?)
+    }
+
+    async fn delete_sandbox(&self, request: Request<v1::DeleteSandboxRequest>) -> Answer<v1::Sandbox> {
+        let request = request.into_inner();
+        let timeout = bound(request.wait, request.timeout_secs)?;
+        let sandbox = self.0.delete(&request.sandbox, request.force).await?;
+        self.answer(&self.settled(sandbox, timeout, |state| state == State::Deleted).await?)
+    }
+
+    async fn wait_sandbox(&self, request: Request<v1::WaitSandboxRequest>) -> Answer<v1::Sandbox> {
+        let request = request.into_inner();
+        let timeout = wait_timeout(request.timeout_secs)?;
+        let state =
+            |value: &i32| parse_state(*value).ok_or_else(|| invalid("states", format_args!("{value} is no state")));
+        let mut states: Vec<State> = request.states.iter().map(state).collect::<Result<_, Error>>()?;
+        if states.is_empty() {
+            states.push(State::Running);
+        }
+        let id = self.0.get(&request.sandbox).await?.id;
+        let done = |row: &Sandbox| states.contains(&row.life.observed) && row.revision >= request.revision;
+        self.answer(&self.0.wait(&id, timeout, done).await?)
+    }
+
+    async fn renew_sandbox(&self, request: Request<v1::RenewSandboxRequest>) -> Answer<v1::Sandbox> {
+        self.answer(&self.0.renew(&request.into_inner().sandbox).await?)
+    }
+}

@@ -1,0 +1,139 @@
+//! A TCP port that speaks HTTP/1.1 and HTTP/2 without prior agreement, with a bound on everything a peer can
+//! do before and between requests.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dispense_api::limits;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections of one port: each costs some KiB when idle.
+const CONNECTIONS_MAX: usize = 8192;
+/// Requests at the same time on one HTTP/2 connection; a runner's sessions share one.
+const STREAMS_MAX: u32 = 8192;
+/// A peer that has connected sends its first request within this time, or is gone.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// The headers of one HTTP/1.1 request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// All headers of one request.
+const HEADERS_MAX_BYTES: u32 = 64 << 10;
+/// A silent HTTP/2 peer is asked after this long, and is gone when it does not answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// After `accept` failed for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end of the connection that a request came by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
+
+/// Accepts connections until `shutdown`, then lets each finish the requests it has begun.
+pub(crate) async fn serve<S, F, B>(listener: TcpListener, service: S, tasks: TaskTracker, shutdown: CancellationToken)
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(slot) = slots.clone().try_acquire_owned() else {
+            tracing::warn!(%peer, "too many connections: one was closed");
+            continue;
+        };
+        let (service, shutdown) = (service.clone(), shutdown.clone());
+        tasks.spawn(async move {
+            connection(stream, peer, service, shutdown).await;
+            drop(slot);
+        });
+    }
+}
+
+async fn connection<S, F, B>(stream: TcpStream, peer: SocketAddr, service: S, shutdown: CancellationToken)
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
+    // Small frames of terminals must not wait for an acknowledgement.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "nodelay");
+    }
+    let spoke = Arc::new(AtomicBool::new(false));
+    let mark = spoke.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        mark.store(true, Ordering::Relaxed);
+        request.extensions_mut().insert(PeerAddress(peer));
+        service(request)
+    });
+    let builder = builder();
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let silent = tokio::time::sleep(FIRST_REQUEST_TIMEOUT);
+    tokio::pin!(silent);
+    let (mut draining, mut waiting) = (false, true);
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%peer, %error, "connection");
+                }
+                return;
+            }
+            () = &mut silent, if waiting => {
+                if !spoke.load(Ordering::Relaxed) {
+                    tracing::debug!(%peer, "connection without a request was closed");
+                    return;
+                }
+                waiting = false;
+            }
+            () = shutdown.cancelled(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(HEADERS_MAX_BYTES as usize)
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .max_frame_size(limits::HTTP2_FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADERS_MAX_BYTES)
+        .max_send_buf_size(limits::STREAM_WINDOW_BYTES as usize)
+        .keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}

@@ -1,0 +1,299 @@
+//! REST under `/api/v1`: JSON with camelCase names, errors as `{code, message, details}`.
+
+mod heartbeat;
+mod json;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Path, Query, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use dispense_api::error::{Code, Error};
+use http::StatusCode;
+use serde::Deserialize;
+
+use super::grpc::{jobs as job_door, page_size, page_token, parse_page_token, runners as runner_door, wait_timeout};
+use super::{Parts, authorise};
+use crate::auth::table;
+use crate::job::JobStatus;
+use crate::sandbox::Sandbox;
+use crate::sandbox::create::NewSandbox;
+use crate::sandbox::lifecycle::State as SandboxState;
+use crate::sandbox::spec::{self, invalid};
+use crate::store::sandboxes::{self, Filter};
+use crate::store::{jobs, meta};
+use json::{JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJson};
+
+/// A specification with its environment.
+const BODY_MAX_BYTES: usize = 2 << 20;
+
+/// An error as a REST answer.
+pub(super) struct Refusal(pub(super) Error);
+
+impl<E: Into<Error>> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = json::ErrorJson {
+            code: self.0.code.as_str(),
+            reason: &self.0.reason,
+            message: &self.0.message,
+            details: &self.0.details,
+        };
+        (status, Json(body)).into_response()
+    }
+}
+
+type Answer<T> = Result<T, Refusal>;
+
+/// All routes; each has its row in the authorisation table.
+pub(super) fn router(parts: Parts) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/api/v1/sandboxes", get(list_sandboxes).post(create_sandbox))
+        .route("/api/v1/sandboxes/{id}", get(get_sandbox).delete(delete_sandbox))
+        .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))
+        .route("/api/v1/sandboxes/{id}/stop", post(stop_sandbox))
+        .route("/api/v1/sandboxes/{id}/status", post(heartbeat::status))
+        .route("/api/v1/jobs", get(list_jobs))
+        .route("/api/v1/jobs/{id}", get(get_job))
+        .route("/api/v1/runners", get(list_runners))
+        .route("/api/v1/runners/{id}", get(get_runner))
+        .route_layer(middleware::from_fn_with_state(parts.clone(), check))
+        .method_not_allowed_fallback(|| async {
+            Refusal(Error::new(Code::Unimplemented, "method_unknown", "this path does not take that method"))
+        })
+        .fallback(|| async {
+            Refusal(Error::new(Code::NotFound, "route_unknown", "there is no such path: REST is under /api/v1"))
+        })
+        .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
+        .with_state(parts)
+}
+
+async fn check(State(parts): State<Parts>, path: MatchedPath, request: Request, next: Next) -> Response {
+    let need = table::rest(request.method().as_str(), path.as_str());
+    match authorise(&parts.keys, request.headers(), need) {
+        Ok(_) => next.run(request).await,
+        Err(error) => Refusal(error).into_response(),
+    }
+}
+
+/// Ready: the database answers.
+async fn ready(State(parts): State<Parts>) -> Answer<&'static str> {
+    let probe = parts.sandboxes.store.write(|tx| Box::pin(meta::get_or_insert(tx, "ready", "1")));
+    probe.await?;
+    Ok("ready\n")
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ListQuery {
+    #[serde(default)]
+    group: String,
+    /// `key=value`, several separated by commas.
+    #[serde(default)]
+    labels: String,
+    /// State names, separated by commas.
+    #[serde(default)]
+    state: String,
+    #[serde(default)]
+    page_size: u32,
+    #[serde(default)]
+    page_token: String,
+}
+
+async fn list_sandboxes(
+    State(parts): State<Parts>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Answer<Json<SandboxesJson>> {
+    let Query(query) = query.map_err(|error| bad_query(&error))?;
+    let words = |text: &str| text.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let label = |word: String| {
+        word.split_once('=')
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .ok_or_else(|| invalid("labels", "write `key=value`"))
+    };
+    let state = |word: String| {
+        SandboxState::parse(&word).ok_or_else(|| invalid("state", format_args!("`{}` is no state", spec::clip(&word))))
+    };
+    let limit = page_size(query.page_size)?;
+    let labels = words(&query.labels).into_iter().map(label).collect::<Result<BTreeMap<_, _>, Error>>()?;
+    let filter = Filter {
+        group: (!query.group.is_empty()).then_some(query.group),
+        labels: spec::labels(labels)?,
+        states: words(&query.state).into_iter().map(state).collect::<Result<_, Error>>()?,
+        limit,
+        before: parse_page_token(&query.page_token)?,
+    };
+    let rows = sandboxes::list(parts.sandboxes.store.readers(), &filter).await?;
+    let next = rows.last().filter(|_| rows.len() == limit);
+    let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+    let sandboxes = rows.iter().map(|row| SandboxJson::new(&parts.sandboxes, row)).collect();
+    Ok(Json(SandboxesJson { sandboxes, next_page_token }))
+}
+
+async fn create_sandbox(
+    State(parts): State<Parts>,
+    body: Result<Json<json::CreateJson>, JsonRejection>,
+) -> Answer<(StatusCode, Json<SandboxJson>)> {
+    let Json(body) = body.map_err(|error| bad_body(&error))?;
+    let timeout = if body.wait { Some(wait_timeout(body.timeout_secs)?) } else { None };
+    let new = NewSandbox::parse(body.name, body.spec.try_into()?, body.labels, body.group)?;
+    let sandbox = parts.sandboxes.create(new).await?;
+    let up = |state| matches!(state, SandboxState::Running | SandboxState::Failed | SandboxState::Deleted);
+    let sandbox = settled(&parts, sandbox, timeout, up).await?;
+    Ok((StatusCode::CREATED, Json(SandboxJson::new(&parts.sandboxes, &sandbox))))
+}
+
+async fn settled(
+    parts: &Parts,
+    sandbox: Sandbox,
+    timeout: Option<Duration>,
+    done: impl Fn(SandboxState) -> bool,
+) -> Result<Sandbox, Error> {
+    match timeout {
+        Some(timeout) => parts.sandboxes.wait(&sandbox.id, timeout, |row| done(row.life.observed)).await,
+        None => Ok(sandbox),
+    }
+}
+
+async fn get_sandbox(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<SandboxJson>> {
+    let sandbox = parts.sandboxes.get(&id).await?;
+    Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ChangeQuery {
+    #[serde(default)]
+    wait: bool,
+    #[serde(default)]
+    force: bool,
+    #[serde(default)]
+    timeout_secs: u32,
+}
+
+impl ChangeQuery {
+    fn timeout(&self) -> Result<Option<Duration>, Error> {
+        if self.wait { wait_timeout(self.timeout_secs).map(Some) } else { Ok(None) }
+    }
+}
+
+type ChangeParameters = Result<Query<ChangeQuery>, QueryRejection>;
+
+async fn delete_sandbox(
+    State(parts): State<Parts>,
+    Path(id): Path<String>,
+    query: ChangeParameters,
+) -> Answer<Json<SandboxJson>> {
+    let Query(query) = query.map_err(|error| bad_query(&error))?;
+    let timeout = query.timeout()?;
+    let sandbox = parts.sandboxes.delete(&id, query.force).await?;
+    let sandbox = settled(&parts, sandbox, timeout, |state| state == SandboxState::Deleted).await?;
+    Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
+}
+
+async fn start_sandbox(
+    State(parts): State<Parts>,
+    Path(id): Path<String>,
+    query: ChangeParameters,
+) -> Answer<Json<SandboxJson>> {
+    let Query(query) = query.map_err(|error| bad_query(&error))?;
+    let timeout = query.timeout()?;
+    let sandbox = parts.sandboxes.start(&id).await?;
+    let up = |state| matches!(state, SandboxState::Running | SandboxState::Failed | SandboxState::Deleted);
+    let sandbox = settled(&parts, sandbox, timeout, up).await?;
+    Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
+}
+
+async fn stop_sandbox(
+    State(parts): State<Parts>,
+    Path(id): Path<String>,
+    query: ChangeParameters,
+) -> Answer<Json<SandboxJson>> {
+    let Query(query) = query.map_err(|error| bad_query(&error))?;
+    let timeout = query.timeout()?;
+    let sandbox = parts.sandboxes.stop(&id).await?;
+    let down = |state| matches!(state, SandboxState::Stopped | SandboxState::Failed | SandboxState::Deleted);
+    let sandbox = settled(&parts, sandbox, timeout, down).await?;
+    Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct JobsQuery {
+    #[serde(default)]
+    sandbox: String,
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    page_size: u32,
+    #[serde(default)]
+    page_token: String,
+}
+
+async fn list_jobs(
+    State(parts): State<Parts>,
+    query: Result<Query<JobsQuery>, QueryRejection>,
+) -> Answer<Json<JobsJson>> {
+    let Query(query) = query.map_err(|error| bad_query(&error))?;
+    let status = match query.status.as_str() {
+        "" => None,
+        text => Some(
+            JobStatus::ALL
+                .into_iter()
+                .find(|status| status.as_str() == text)
+                .ok_or_else(|| invalid("status", format_args!("`{}` is no status of a job", spec::clip(text))))?,
+        ),
+    };
+    let sandbox = match query.sandbox.as_str() {
+        "" => None,
+        text => Some(match text.parse() {
+            Ok(id) => id,
+            Err(_) => parts.sandboxes.get(text).await?.id,
+        }),
+    };
+    let limit = page_size(query.page_size)?;
+    let before = parse_page_token(&query.page_token)?;
+    let rows = jobs::list(parts.sandboxes.store.readers(), sandbox.as_ref(), status, before, limit).await?;
+    let next = rows.last().filter(|_| rows.len() == limit);
+    let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+    Ok(Json(JobsJson { jobs: rows.iter().map(JobJson::from).collect(), next_page_token }))
+}
+
+async fn get_job(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<JobJson>> {
+    let job = job_door::find(&parts.sandboxes, &id).await?;
+    Ok(Json(JobJson::from(&job)))
+}
+
+async fn list_runners(State(parts): State<Parts>) -> Json<RunnersJson> {
+    Json(RunnersJson { runners: parts.sandboxes.fleet.list().into_iter().map(RunnerJson::from).collect() })
+}
+
+async fn get_runner(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<RunnerJson>> {
+    Ok(Json(runner_door::find(&parts.sandboxes, &id)?.into()))
+}
+
+fn bad_query(error: &QueryRejection) -> Error {
+    invalid("query", error.body_text())
+}
+
+/// The parser's own sentence names the field and the line.
+fn bad_body(error: &JsonRejection) -> Error {
+    match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Error::new(Code::ResourceExhausted, "body_too_large", format!("the body is over {BODY_MAX_BYTES} bytes"))
+        }
+        _ => invalid("body", error.body_text()),
+    }
+}

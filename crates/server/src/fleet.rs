@@ -1,0 +1,303 @@
+//! The fleet: every runner that ever joined, which of them are connected, and what they have promised.
+
+mod hello;
+pub(crate) mod link;
+
+pub(crate) use hello::BoxReport;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use dispense_api::id::RunnerId;
+use dispense_api::runner::ServerMessage;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::placement::{self, Candidate, Misfit, Room};
+use crate::sandbox::spec::{Network, Spec};
+
+/// Between the heartbeats of a runner.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(10);
+/// A runner that is silent for three heartbeats is offline.
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
+
+/// What a runner says of itself.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Facts {
+    pub(crate) name: String,
+    pub(crate) address: String,
+    pub(crate) capacity: Room,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) backends: Vec<String>,
+    pub(crate) templates: Vec<String>,
+    pub(crate) networks: Vec<Network>,
+    pub(crate) unenforced: BTreeMap<String, String>,
+    pub(crate) version: String,
+    pub(crate) embedded: bool,
+}
+
+/// A runner, as the store keeps it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct KnownRunner {
+    pub(crate) id: RunnerId,
+    pub(crate) facts: Facts,
+    pub(crate) joined_at: i64,
+    pub(crate) last_seen_at: i64,
+}
+
+/// As clients see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RunnerStatus {
+    Available,
+    /// Connected, with no room left.
+    Busy,
+    Offline,
+}
+
+impl RunnerStatus {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Available => "available",
+            Self::Busy => "busy",
+            Self::Offline => "offline",
+        }
+    }
+}
+
+/// One runner, as it is now.
+#[derive(Debug, Clone)]
+pub(crate) struct RunnerView {
+    pub(crate) known: KnownRunner,
+    pub(crate) status: RunnerStatus,
+    pub(crate) used: Room,
+}
+
+/// The way to a connected runner.
+pub(crate) struct LinkHandle {
+    pub(crate) outbound: mpsc::Sender<ServerMessage>,
+    /// Ends the link.
+    pub(crate) cancel: CancellationToken,
+}
+
+struct Entry {
+    known: KnownRunner,
+    used: Room,
+    link: Option<Link>,
+    /// Since when nothing was heard.
+    heard: Instant,
+    /// Its sandboxes have been told lost.
+    lost: bool,
+}
+
+struct Link {
+    serial: u64,
+    handle: LinkHandle,
+}
+
+/// Every runner. One owner of one map; the database has the rows.
+pub(crate) struct Fleet {
+    entries: Mutex<Entries>,
+    /// Room may have come free: whoever places should look again.
+    pub(crate) room_changed: Notify,
+}
+
+#[derive(Default)]
+struct Entries {
+    runners: HashMap<RunnerId, Entry>,
+    links: u64,
+}
+
+impl Fleet {
+    /// Of a server that has just started: every runner's lease begins now.
+    pub(crate) fn new(known: Vec<KnownRunner>, used: &BTreeMap<RunnerId, Room>) -> Self {
+        let entry = |known: KnownRunner| {
+            let used = used.get(&known.id).copied().unwrap_or_default();
+            (known.id.clone(), Entry { known, used, link: None, heard: Instant::now(), lost: false })
+        };
+        let runners = known.into_iter().map(entry).collect();
+        Self { entries: Mutex::new(Entries { runners, links: 0 }), room_changed: Notify::new() }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Entries) -> T) -> T {
+        f(&mut self.entries.lock().expect("no holder panics"))
+    }
+
+    /// Takes the link of a runner; an older link of the same runner is ended. The number names this link.
+    pub(crate) fn attach(&self, known: KnownRunner, handle: LinkHandle) -> u64 {
+        let serial = self.with(|entries| {
+            entries.links += 1;
+            let serial = entries.links;
+            let entry = entries.runners.entry(known.id.clone()).or_insert_with(|| Entry {
+                known: known.clone(),
+                used: Room::default(),
+                link: None,
+                heard: Instant::now(),
+                lost: false,
+            });
+            if let Some(old) = entry.link.replace(Link { serial, handle }) {
+                old.handle.cancel.cancel();
+            }
+            entry.known = known;
+            entry.heard = Instant::now();
+            entry.lost = false;
+            serial
+        });
+        self.room_changed.notify_one();
+        serial
+    }
+
+    /// Forgets a link, unless a newer one has taken its place.
+    pub(crate) fn detach(&self, id: &RunnerId, serial: u64) {
+        self.with(|entries| {
+            if let Some(entry) = entries.runners.get_mut(id)
+                && entry.link.as_ref().is_some_and(|link| link.serial == serial)
+            {
+                entry.link = None;
+                entry.heard = Instant::now();
+            }
+        });
+    }
+
+    /// A message came over a link.
+    pub(crate) fn heard(&self, id: &RunnerId, now_micros: i64) {
+        self.with(|entries| {
+            if let Some(entry) = entries.runners.get_mut(id) {
+                entry.heard = Instant::now();
+                entry.known.last_seen_at = now_micros;
+            }
+        });
+    }
+
+    /// Sends a message to a connected runner; `false` when it is not connected. A runner that takes no
+    /// messages is cut off: it gets everything again when it is back.
+    pub(crate) fn send(&self, id: &RunnerId, message: ServerMessage) -> bool {
+        self.with(|entries| {
+            let Some(link) = entries.runners.get(id).and_then(|entry| entry.link.as_ref()) else { return false };
+            let sent = link.handle.outbound.try_send(message).is_ok();
+            if !sent {
+                tracing::warn!(runner = %id, "runner does not take its messages: ending its link");
+                link.handle.cancel.cancel();
+            }
+            sent
+        })
+    }
+
+    /// Whether a runner has a link.
+    pub(crate) fn is_connected(&self, id: &RunnerId) -> bool {
+        self.with(|entries| entries.runners.get(id).is_some_and(|entry| entry.link.is_some()))
+    }
+
+    /// Chooses a runner and takes the room on it; [`Fleet::release`] gives it back.
+    pub(crate) fn reserve(&self, spec: &Spec) -> Result<RunnerId, Vec<(RunnerId, Misfit)>> {
+        self.with(|entries| {
+            let candidates: Vec<Candidate> = entries.runners.values().map(candidate).collect();
+            let id = placement::place(spec, &candidates)?;
+            if let Some(entry) = entries.runners.get_mut(&id) {
+                entry.used = entry.used.plus(Room::of(spec));
+            }
+            Ok(id)
+        })
+    }
+
+    /// Gives room back.
+    pub(crate) fn release(&self, id: &RunnerId, spec: &Spec) {
+        self.with(|entries| {
+            if let Some(entry) = entries.runners.get_mut(id) {
+                entry.used = entry.used.minus(Room::of(spec));
+            }
+        });
+        self.room_changed.notify_one();
+    }
+
+    /// Why no runner fits now; empty when one does.
+    pub(crate) fn misfits(&self, spec: &Spec) -> Vec<(RunnerId, String, Misfit)> {
+        let candidates: Vec<Candidate> = self.with(|entries| entries.runners.values().map(candidate).collect());
+        let name = |id: &RunnerId| {
+            let found = candidates.iter().find(|candidate| candidate.id == *id);
+            found.map(|candidate| candidate.name.clone()).unwrap_or_default()
+        };
+        let misfits = placement::place(spec, &candidates).err().unwrap_or_default();
+        misfits.into_iter().map(|(id, misfit)| (id.clone(), name(&id), misfit)).collect()
+    }
+
+    /// Limits that a runner cannot enforce.
+    pub(crate) fn unenforced(&self, id: &RunnerId) -> Option<BTreeMap<String, String>> {
+        self.with(|entries| entries.runners.get(id).map(|entry| entry.known.facts.unenforced.clone()))
+    }
+
+    /// Templates of all runners.
+    pub(crate) fn templates(&self) -> Vec<String> {
+        let mut templates: Vec<String> = self.with(|entries| {
+            entries.runners.values().flat_map(|entry| entry.known.facts.templates.iter().cloned()).collect()
+        });
+        templates.sort();
+        templates.dedup();
+        templates
+    }
+
+    /// Runners whose lease has ended since the last time, and when each was heard last; their links are cut.
+    pub(crate) fn newly_lost(&self) -> Vec<(RunnerId, i64)> {
+        self.with(|entries| {
+            let mut lost = Vec::new();
+            for (id, entry) in &mut entries.runners {
+                if entry.lost || entry.heard.elapsed() < LEASE {
+                    continue;
+                }
+                entry.lost = true;
+                if let Some(link) = entry.link.take() {
+                    link.handle.cancel.cancel();
+                }
+                lost.push((id.clone(), entry.known.last_seen_at));
+            }
+            lost
+        })
+    }
+
+    /// Every runner, by name.
+    pub(crate) fn list(&self) -> Vec<RunnerView> {
+        let mut views: Vec<RunnerView> = self.with(|entries| entries.runners.values().map(view).collect());
+        views.sort_by(|a, b| (&a.known.facts.name, &a.known.id).cmp(&(&b.known.facts.name, &b.known.id)));
+        views
+    }
+
+    /// Ends every link, for the shutdown.
+    pub(crate) fn disconnect(&self) {
+        self.with(|entries| {
+            for entry in entries.runners.values_mut() {
+                if let Some(link) = entry.link.take() {
+                    link.handle.cancel.cancel();
+                }
+            }
+        });
+    }
+}
+
+fn candidate(entry: &Entry) -> Candidate {
+    let facts = &entry.known.facts;
+    Candidate {
+        id: entry.known.id.clone(),
+        name: facts.name.clone(),
+        connected: entry.link.is_some(),
+        labels: facts.labels.clone(),
+        templates: facts.templates.clone(),
+        networks: facts.networks.clone(),
+        unenforced: facts.unenforced.clone(),
+        capacity: facts.capacity,
+        used: entry.used,
+    }
+}
+
+fn view(entry: &Entry) -> RunnerView {
+    let capacity = entry.known.facts.capacity;
+    let full = entry.used.sandboxes >= capacity.sandboxes
+        || entry.used.cpu_millis >= capacity.cpu_millis
+        || entry.used.memory_bytes >= capacity.memory_bytes;
+    let status = match (&entry.link, full) {
+        (None, _) => RunnerStatus::Offline,
+        (Some(_), true) => RunnerStatus::Busy,
+        (Some(_), false) => RunnerStatus::Available,
+    };
+    RunnerView { known: entry.known.clone(), status, used: entry.used }
+}

@@ -1,0 +1,201 @@
+//! Where a sandbox goes: a pure function of what it needs and what the runners have.
+//!
+//! Spread: of those that fit, the runner whose tightest share would be least used. Ties go to the smaller
+//! id, so that the same problem has the same solution.
+
+use std::collections::BTreeMap;
+
+use dispense_api::id::RunnerId;
+
+use crate::sandbox::spec::{Network, Spec};
+
+/// Room in four dimensions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Room {
+    pub(crate) cpu_millis: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) disk_bytes: u64,
+    pub(crate) sandboxes: u64,
+}
+
+impl Room {
+    /// What one sandbox takes.
+    pub(crate) fn of(spec: &Spec) -> Self {
+        Self {
+            cpu_millis: spec.cpu_millis.into(),
+            memory_bytes: spec.memory_bytes,
+            disk_bytes: spec.disk_bytes,
+            sandboxes: 1,
+        }
+    }
+
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_add(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
+            disk_bytes: self.disk_bytes.saturating_add(other.disk_bytes),
+            sandboxes: self.sandboxes.saturating_add(other.sandboxes),
+        }
+    }
+
+    pub(crate) fn minus(self, other: Self) -> Self {
+        Self {
+            cpu_millis: self.cpu_millis.saturating_sub(other.cpu_millis),
+            memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
+            disk_bytes: self.disk_bytes.saturating_sub(other.disk_bytes),
+            sandboxes: self.sandboxes.saturating_sub(other.sandboxes),
+        }
+    }
+
+    /// The first dimension in which `self` is more than `room`, with both values.
+    fn over(&self, room: &Self) -> Option<(&'static str, u64, u64)> {
+        let dimensions = [
+            ("cpu (thousandths of a core)", self.cpu_millis, room.cpu_millis),
+            ("memory (bytes)", self.memory_bytes, room.memory_bytes),
+            ("disk (bytes)", self.disk_bytes, room.disk_bytes),
+            ("sandboxes", self.sandboxes, room.sandboxes),
+        ];
+        dimensions.into_iter().find(|(_, wanted, there)| wanted > there)
+    }
+
+    /// The tightest share of `whole` that is used, in millionths.
+    fn share(&self, whole: &Self) -> u128 {
+        let share = |part: u64, whole: u64| u128::from(part) * 1_000_000 / u128::from(whole.max(1));
+        share(self.cpu_millis, whole.cpu_millis)
+            .max(share(self.memory_bytes, whole.memory_bytes))
+            .max(share(self.sandboxes, whole.sandboxes))
+    }
+}
+
+/// Which runner a caller insists on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    Any,
+    /// Id or name.
+    Runner(String),
+    Label(String, String),
+}
+
+impl Target {
+    /// Parses `spec.target`.
+    pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
+        const TARGET_MAX_BYTES: usize = 512;
+        if text.len() > TARGET_MAX_BYTES || text.chars().any(char::is_control) {
+            return Err("is neither a runner's id or name nor a label `key=value`");
+        }
+        Ok(match text.split_once('=') {
+            _ if text.is_empty() => Self::Any,
+            Some((key, value)) => Self::Label(key.to_owned(), value.to_owned()),
+            None => Self::Runner(text.to_owned()),
+        })
+    }
+}
+
+/// A runner, as placement sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Candidate {
+    pub(crate) id: RunnerId,
+    pub(crate) name: String,
+    pub(crate) connected: bool,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) templates: Vec<String>,
+    pub(crate) networks: Vec<Network>,
+    pub(crate) unenforced: BTreeMap<String, String>,
+    pub(crate) capacity: Room,
+    pub(crate) used: Room,
+}
+
+/// Why a runner does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Misfit {
+    /// It is not what the target says.
+    NotTarget,
+    Offline,
+    /// It does not have the template.
+    Template,
+    /// It cannot make that network.
+    Network(&'static str),
+    /// It cannot enforce a limit that must be.
+    Unenforced(String, String),
+    /// It will never have the room.
+    TooLarge(&'static str, u64, u64),
+    /// It does not have the room now.
+    Full(&'static str, u64, u64),
+}
+
+impl Misfit {
+    /// Whether waiting can help.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Offline | Self::Full(..) => true,
+            Self::NotTarget | Self::Template | Self::Network(_) | Self::Unenforced(..) | Self::TooLarge(..) => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotTarget => write!(f, "is not the target"),
+            Self::Offline => write!(f, "is offline"),
+            Self::Template => write!(f, "does not have the template"),
+            Self::Network(network) => write!(f, "cannot make network `{network}`"),
+            Self::Unenforced(limit, why) => write!(f, "cannot enforce the {limit} limit: {why}"),
+            Self::TooLarge(what, wanted, there) => write!(f, "has {there} {what} in all, {wanted} are asked for"),
+            Self::Full(what, wanted, there) => write!(f, "has {there} {what} left, {wanted} are asked for"),
+        }
+    }
+}
+
+/// Places one sandbox, or says of each runner why it does not fit.
+pub(crate) fn place(spec: &Spec, runners: &[Candidate]) -> Result<RunnerId, Vec<(RunnerId, Misfit)>> {
+    let mut misfits = Vec::new();
+    let mut best: Option<(u128, &RunnerId)> = None;
+    for runner in runners {
+        match misfit(spec, runner) {
+            Some(misfit) => misfits.push((runner.id.clone(), misfit)),
+            None => {
+                let share = runner.used.plus(Room::of(spec)).share(&runner.capacity);
+                if best.is_none_or(|best| (share, &runner.id) < best) {
+                    best = Some((share, &runner.id));
+                }
+            }
+        }
+    }
+    best.map(|(_, id)| id.clone()).ok_or(misfits)
+}
+
+fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
+    let on_target = match Target::parse(&spec.target) {
+        Ok(Target::Any) => true,
+        Ok(Target::Runner(target)) => target == runner.id.as_str() || target == runner.name,
+        Ok(Target::Label(key, value)) => runner.labels.get(&key) == Some(&value),
+        Err(_) => false,
+    };
+    if !on_target {
+        return Some(Misfit::NotTarget);
+    }
+    if !runner.templates.contains(&spec.template) {
+        return Some(Misfit::Template);
+    }
+    if !runner.networks.contains(&spec.network) {
+        return Some(Misfit::Network(spec.network.as_str()));
+    }
+    if spec.require_limits
+        && let Some((limit, why)) = runner.unenforced.iter().find(|(limit, _)| *limit != "disk" || spec.disk_bytes > 0)
+    {
+        return Some(Misfit::Unenforced(limit.clone(), why.clone()));
+    }
+    let wanted = Room::of(spec);
+    if let Some((what, wanted, there)) = wanted.over(&runner.capacity) {
+        return Some(Misfit::TooLarge(what, wanted, there));
+    }
+    if !runner.connected {
+        return Some(Misfit::Offline);
+    }
+    let left = runner.capacity.minus(runner.used);
+    wanted.over(&left).map(|(what, wanted, there)| Misfit::Full(what, wanted, there))
+}
+
+#[cfg(test)]
+mod tests;

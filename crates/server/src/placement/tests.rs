@@ -1,0 +1,87 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn spec() -> impl Strategy<Value = Spec> {
+    (1u32..5000, 1u64..1000, 0u64..1000, any::<bool>(), any::<bool>(), 0usize..4).prop_map(
+        |(cpu_millis, memory_bytes, disk_bytes, nat, require_limits, target)| Spec {
+            template: "host".into(),
+            cpu_millis,
+            memory_bytes,
+            disk_bytes,
+            pids: 100,
+            network: if nat { Network::Nat } else { Network::None },
+            env: BTreeMap::new(),
+            workdir: String::new(),
+            user: String::new(),
+            ttl_secs: 0,
+            lease_secs: 0,
+            require_limits,
+            target: ["", "", "r1", "zone=a"][target].into(),
+        },
+    )
+}
+
+fn candidate() -> impl Strategy<Value = Candidate> {
+    let room = || {
+        (0u64..8000, 0u64..2000, 0u64..2000, 0u64..4).prop_map(|(cpu_millis, memory_bytes, disk_bytes, sandboxes)| {
+            Room { cpu_millis, memory_bytes, disk_bytes, sandboxes }
+        })
+    };
+    (room(), room(), any::<[bool; 5]>(), 0u8..3).prop_map(
+        |(capacity, used, [connected, template, nat, limits, zone], name)| Candidate {
+            id: RunnerId::random(),
+            name: format!("r{name}"),
+            connected,
+            labels: if zone { [("zone".to_owned(), "a".to_owned())].into() } else { BTreeMap::new() },
+            templates: if template { vec!["host".into()] } else { vec![] },
+            networks: if nat { vec![Network::None, Network::Nat] } else { vec![Network::None] },
+            unenforced: if limits { BTreeMap::new() } else { [("memory".to_owned(), "no rights".to_owned())].into() },
+            capacity,
+            used,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_chosen_runner_fits_and_a_refusal_names_every_runner(spec in spec(), runners in prop::collection::vec(candidate(), 0..12)) {
+        match place(&spec, &runners) {
+            Ok(id) => {
+                let runner = runners.iter().find(|runner| runner.id == id).expect("one of those given");
+                prop_assert_eq!(misfit(&spec, runner), None);
+                prop_assert!(runner.connected);
+                let after = runner.used.plus(Room::of(&spec));
+                prop_assert!(after.over(&runner.capacity).is_none(), "{after:?} in {:?}", runner.capacity);
+            }
+            Err(misfits) => {
+                prop_assert_eq!(misfits.len(), runners.len());
+                prop_assert!(runners.iter().all(|runner| misfit(&spec, runner).is_some()));
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_runners_does_not_matter(spec in spec(), mut runners in prop::collection::vec(candidate(), 0..12)) {
+        let first = place(&spec, &runners).ok();
+        runners.reverse();
+        prop_assert_eq!(place(&spec, &runners).ok(), first);
+    }
+
+    #[test]
+    fn no_runner_that_fits_would_be_less_used(spec in spec(), runners in prop::collection::vec(candidate(), 0..12)) {
+        if let Ok(id) = place(&spec, &runners) {
+            let share = |runner: &Candidate| runner.used.plus(Room::of(&spec)).share(&runner.capacity);
+            let chosen = runners.iter().find(|runner| runner.id == id).expect("one of those given");
+            for runner in runners.iter().filter(|runner| misfit(&spec, runner).is_none()) {
+                prop_assert!(share(chosen) <= share(runner));
+            }
+        }
+    }
+
+    #[test]
+    fn room_taken_and_given_back_is_the_room_before(spec in spec(), used in candidate()) {
+        let room = Room::of(&spec);
+        prop_assert_eq!(used.used.plus(room).minus(room), used.used);
+    }
+}

@@ -1,0 +1,52 @@
+//! From the errors of the domain to what a client is told. The cause is logged here, once.
+
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::id::SandboxId;
+
+use crate::sandbox::lifecycle::Denied;
+use crate::store::StoreError;
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+        match &error {
+            StoreError::Taken => Self::new(Code::AlreadyExists, "exists", "it exists already"),
+            StoreError::Full => {
+                tracing::error!("the server's disk is full");
+                let message = "the server's disk is full and nothing was changed: free some space there";
+                Self::new(Code::ResourceExhausted, reason::DISK_FULL, message)
+            }
+            StoreError::Sql(_) => {
+                tracing::error!(%error, %cause, "database");
+                let message = "the server's database did not take the request: try again, and see the server's log";
+                Self::new(Code::Unavailable, "database", message)
+            }
+            StoreError::Closed => Self::new(Code::Unavailable, "shutdown", "the server is shutting down"),
+            StoreError::Migrate(_) | StoreError::Row { .. } => {
+                tracing::error!(%error, %cause, "database");
+                Self::new(
+                    Code::Internal,
+                    "database",
+                    "the server's database has a row that cannot be read: see its log",
+                )
+            }
+        }
+    }
+}
+
+/// No such sandbox.
+pub(crate) fn unknown_sandbox(id_or_name: &str) -> Error {
+    let shown = crate::sandbox::spec::clip(id_or_name);
+    let message = format!("sandbox `{shown}` does not exist: `dispense list` shows those that do");
+    Error::new(Code::NotFound, reason::SANDBOX_UNKNOWN, message).with("sandbox", shown)
+}
+
+/// A request that the sandbox's state does not allow.
+pub(crate) fn denied(id: &SandboxId, name: &str, denied: Denied) -> Error {
+    match denied {
+        Denied::Deleting => {
+            Error::new(Code::FailedPrecondition, "sandbox_deleting", format!("sandbox `{name}`: {denied}"))
+                .with("sandbox", id.to_string())
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! The relay: pairs a caller with the stream that a runner dials back.
+//!
+//! ```text
+//! door ── open(route) ──► OpenSession ──► runner
+//! door ◄── AgentStream ── accept(session) ◄── Session stream of the same runner
+//! ```
+//!
+//! INVARIANT: a session id is unguessable, works once, and only for the runner it was sent to.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::id::{Generation, RunnerId, SandboxId, SessionId};
+use dispense_api::runner::{OpenSession, ServerMessage, SessionFrame, server_message};
+use tokio::sync::{mpsc, oneshot};
+use tonic::Streaming;
+
+use crate::fleet::Fleet;
+
+/// Sessions that wait for their dial-back; past it callers are told to come again.
+const WAITING_MAX: usize = 16_384;
+/// For the way back, after the runner's own deadline.
+const DIAL_BACK_SLACK: Duration = Duration::from_secs(5);
+
+/// Where the agent of a sandbox is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) sandbox: SandboxId,
+    pub(crate) generation: Generation,
+    pub(crate) runner: RunnerId,
+}
+
+/// A byte stream to an agent, as frames of a session.
+#[derive(Debug)]
+pub(crate) struct AgentStream {
+    pub(crate) inbound: Streaming<SessionFrame>,
+    pub(crate) outbound: mpsc::Sender<SessionFrame>,
+}
+
+struct Waiting {
+    runner: RunnerId,
+    reply: oneshot::Sender<Result<AgentStream, Error>>,
+}
+
+/// Sessions that were asked for and not yet dialled back.
+pub(crate) struct Relay {
+    fleet: Arc<Fleet>,
+    waiting: Mutex<HashMap<SessionId, Waiting>>,
+}
+
+/// Forgets a session whose caller gave up.
+struct Forget<'a>(&'a Relay, SessionId);
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.lock().expect("no holder panics").remove(&self.1);
+    }
+}
+
+impl Relay {
+    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
+        Self { fleet, waiting: Mutex::default() }
+    }
+
+    /// Opens a byte stream to an agent; the runner waits up to `timeout` for a sandbox that is starting.
+    ///
+    /// CANCEL SAFETY: dropping the future forgets the session; a late dial-back is refused.
+    pub(crate) async fn open(&self, route: &Route, timeout: Duration) -> Result<AgentStream, Error> {
+        let session = SessionId::random();
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut waiting = self.waiting.lock().expect("no holder panics");
+            if waiting.len() >= WAITING_MAX {
+                return Err(Error::new(
+                    Code::ResourceExhausted,
+                    "sessions_exhausted",
+                    "too many sessions are being opened: try again in a second",
+                ));
+            }
+            waiting.insert(session.clone(), Waiting { runner: route.runner.clone(), reply });
+        }
+        let _forget = Forget(self, session.clone());
+        let open = OpenSession {
+            session_id: session.to_string(),
+            sandbox_id: route.sandbox.to_string(),
+            generation: route.generation.0,
+            timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+        };
+        let message = ServerMessage { kind: Some(server_message::Kind::OpenSession(open)) };
+        if !self.fleet.send(&route.runner, message) {
+            return Err(offline(route));
+        }
+        match tokio::time::timeout(timeout + DIAL_BACK_SLACK, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(offline(route)),
+            Err(_) => {
+                let message = format!(
+                    "the runner of sandbox {} did not open a session within {} s: try again",
+                    route.sandbox,
+                    timeout.as_secs()
+                );
+                Err(Error::new(Code::DeadlineExceeded, reason::AGENT_UNREACHABLE, message))
+            }
+        }
+    }
+
+    /// A runner has dialled back.
+    pub(crate) fn accept(&self, runner: &RunnerId, session: &SessionId, stream: AgentStream) -> Result<(), Error> {
+        let unknown = || Error::new(Code::NotFound, reason::PROTOCOL, "nobody waits for this session");
+        let waiting = self.take(runner, session).ok_or_else(unknown)?;
+        waiting.reply.send(Ok(stream)).map_err(|_| unknown())
+    }
+
+    /// A runner cannot open a session.
+    pub(crate) fn denied(&self, runner: &RunnerId, session: &SessionId, why: &str, message: String) {
+        if let Some(waiting) = self.take(runner, session) {
+            let code = match why {
+                reason::SANDBOX_NOT_RUNNING => Code::FailedPrecondition,
+                reason::AGENT_UNREACHABLE => Code::Unavailable,
+                // Why the box could not be made.
+                _ => Code::FailedPrecondition,
+            };
+            // A caller that gave up needs no answer.
+            let _ = waiting.reply.send(Err(Error::new(code, why, message)));
+        }
+    }
+
+    fn take(&self, runner: &RunnerId, session: &SessionId) -> Option<Waiting> {
+        let mut waiting = self.waiting.lock().expect("no holder panics");
+        if waiting.get(session).is_some_and(|waiting| waiting.runner == *runner) {
+            return waiting.remove(session);
+        }
+        None
+    }
+}
+
+fn offline(route: &Route) -> Error {
+    let message = format!(
+        "the runner of sandbox {} is offline: it can be reached again when its machine is back (`dispense runner list`)",
+        route.sandbox
+    );
+    Error::new(Code::Unavailable, reason::RUNNER_OFFLINE, message).with("runner", route.runner.to_string())
+}

@@ -1,0 +1,117 @@
+//! What agents report of themselves: kept in memory, since it is told again each interval.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use dispense_api::id::{Generation, SandboxId};
+use dispense_api::runner::AgentReport;
+use tokio::time::Instant;
+
+use crate::store::now_micros;
+
+/// Between an agent's reports.
+pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// Reports that may be missing before the sandbox counts as lost.
+const MISSED_MAX: u32 = 3;
+
+/// One report.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Report {
+    pub(crate) generation: Generation,
+    pub(crate) hostname: String,
+    pub(crate) ip_address: String,
+    pub(crate) cpu_percent: Option<f64>,
+    pub(crate) memory_mb: Option<u64>,
+    pub(crate) session_count: Option<u32>,
+    pub(crate) uptime_secs: u64,
+    /// The agent is about to end.
+    pub(crate) stopped: bool,
+}
+
+impl From<AgentReport> for Report {
+    fn from(report: AgentReport) -> Self {
+        Self {
+            generation: Generation(report.generation),
+            hostname: super::spec::clip(&report.hostname),
+            ip_address: String::new(),
+            cpu_percent: report.cpu_percent,
+            memory_mb: report.memory_mb,
+            session_count: report.session_count,
+            uptime_secs: report.uptime_secs,
+            stopped: report.status == "stopped",
+        }
+    }
+}
+
+/// The last report of a sandbox.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentInfo {
+    pub(crate) report: Report,
+    /// Microseconds since 1970.
+    pub(crate) at: i64,
+}
+
+struct Entry {
+    info: Option<AgentInfo>,
+    heard: Instant,
+    /// The sandbox was told lost for want of reports.
+    silent: bool,
+}
+
+/// The last report of every sandbox that runs.
+#[derive(Default)]
+pub(crate) struct Agents {
+    entries: Mutex<HashMap<SandboxId, Entry>>,
+}
+
+impl Agents {
+    /// The sandbox runs: from now on its agent is expected to report.
+    pub(crate) fn expect(&self, sandbox: &SandboxId) {
+        let mut entries = self.entries.lock().expect("no holder panics");
+        let entry = entries.entry(sandbox.clone()).or_insert_with(|| Entry {
+            info: None,
+            heard: Instant::now(),
+            silent: false,
+        });
+        entry.heard = Instant::now();
+        entry.silent = false;
+    }
+
+    /// A report came. Answers whether the sandbox had been told lost.
+    pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report) -> bool {
+        let mut entries = self.entries.lock().expect("no holder panics");
+        let info = Some(AgentInfo { report, at: now_micros() });
+        let entry = Entry { info, heard: Instant::now(), silent: false };
+        entries.insert(sandbox.clone(), entry).is_some_and(|before| before.silent)
+    }
+
+    /// Its runner's lease has ended: the next report brings it back.
+    pub(crate) fn mark_silent(&self, sandbox: &SandboxId) {
+        if let Some(entry) = self.entries.lock().expect("no holder panics").get_mut(sandbox) {
+            entry.silent = true;
+        }
+    }
+
+    /// It does not run any more.
+    pub(crate) fn forget(&self, sandbox: &SandboxId) {
+        self.entries.lock().expect("no holder panics").remove(sandbox);
+    }
+
+    /// The last report.
+    pub(crate) fn info(&self, sandbox: &SandboxId) -> Option<AgentInfo> {
+        self.entries.lock().expect("no holder panics").get(sandbox)?.info.clone()
+    }
+
+    /// Those that have become silent since the last time.
+    pub(crate) fn newly_silent(&self) -> Vec<SandboxId> {
+        let mut entries = self.entries.lock().expect("no holder panics");
+        let overdue = |entry: &Entry| !entry.silent && entry.heard.elapsed() > REPORT_INTERVAL * MISSED_MAX;
+        let mut silent = Vec::new();
+        for (sandbox, entry) in entries.iter_mut().filter(|(_, entry)| overdue(entry)) {
+            entry.silent = true;
+            silent.push(sandbox.clone());
+        }
+        silent
+    }
+}

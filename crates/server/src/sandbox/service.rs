@@ -1,0 +1,564 @@
+//! Everything that changes or reads sandboxes. Each change reads the row, asks the policy, writes the row
+//! and its job in one transaction; what follows from it is told in the order of the commits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::id::{JobId, RunnerId, SandboxId};
+use dispense_api::runner::{Desired as DesiredMessage, DesiredState, ServerMessage, server_message};
+use sqlx::AnyConnection;
+
+use super::agents::{Agents, REPORT_INTERVAL, Report};
+use super::lifecycle::{BoxFact, Denied, Effect, Fact, Request, State, Wanted};
+use super::notices::Notices;
+use super::{Sandbox, lifecycle::Desired};
+use crate::auth::secret::ServerSecret;
+use crate::fleet::BoxReport;
+use crate::fleet::{Fleet, KnownRunner, LinkHandle};
+use crate::job::{Job, JobStatus, JobType};
+use crate::refusal::{denied, unknown_sandbox};
+use crate::relay::Route;
+use crate::store::{Store, StoreError, jobs, now_micros, runners, sandboxes};
+
+/// The parts that a sandbox touches.
+pub(crate) struct Sandboxes {
+    pub(crate) store: Arc<Store>,
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) secret: Arc<ServerSecret>,
+    pub(crate) notices: Arc<Notices>,
+    pub(crate) agents: Arc<Agents>,
+}
+
+/// What one change came to.
+#[derive(Debug, Clone)]
+struct Applied {
+    sandbox: Sandbox,
+    before: State,
+    order: bool,
+    changed: bool,
+}
+
+/// A request or a fact, with what goes with it.
+#[derive(Debug, Clone)]
+enum Cause {
+    Request(Request, JobType),
+    Box(BoxReport),
+    Placed(RunnerId),
+    RunnerLost,
+    AgentSilent,
+    AgentHeard(dispense_api::id::Generation),
+}
+
+impl Sandboxes {
+    /// The sandbox of an id or name.
+    pub(crate) async fn get(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        if id_or_name.is_empty() {
+            return Err(super::spec::invalid("sandbox", "an id or name is missing"));
+        }
+        let found = sandboxes::find(self.store.readers(), id_or_name).await?;
+        found.ok_or_else(|| unknown_sandbox(id_or_name))
+    }
+
+    /// Wants it running.
+    pub(crate) async fn start(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.request(id_or_name, Request::Start, JobType::Start).await
+    }
+
+    /// Wants its processes ended and its files kept.
+    pub(crate) async fn stop(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.request(id_or_name, Request::Stop, JobType::Stop).await
+    }
+
+    /// Wants it gone. With `force` a sandbox whose runner is away is forgotten; its box is removed when the
+    /// runner is back.
+    pub(crate) async fn delete(&self, id_or_name: &str, force: bool) -> Result<Sandbox, Error> {
+        let sandbox = self.get(id_or_name).await?;
+        let away = sandbox.runner.as_ref().is_some_and(|runner| !self.fleet.is_connected(runner));
+        self.change(&sandbox.id, Cause::Request(Request::Delete { forget: force && away }, JobType::Delete)).await
+    }
+
+    async fn request(&self, id_or_name: &str, request: Request, job: JobType) -> Result<Sandbox, Error> {
+        let id = self.get(id_or_name).await?.id;
+        self.change(&id, Cause::Request(request, job)).await
+    }
+
+    /// Extends the lease.
+    pub(crate) async fn renew(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        let sandbox = self.get(id_or_name).await?;
+        if sandbox.life.desired == Desired::Deleted {
+            return Err(denied(&sandbox.id, &sandbox.name, Denied::Deleting));
+        }
+        if sandbox.spec.lease_secs == 0 {
+            let message = format!("sandbox `{}` was created without a lease: there is nothing to renew", sandbox.name);
+            return Err(Error::new(Code::FailedPrecondition, "no_lease", message));
+        }
+        let id = sandbox.id.clone();
+        let renewed = self.store.write(move |tx| {
+            let id = id.clone();
+            Box::pin(async move {
+                let Some(mut sandbox) = sandboxes::get(tx, &id).await? else { return Ok(None) };
+                sandbox.lease_until = Some(super::create::after(now_micros(), sandbox.spec.lease_secs));
+                sandboxes::update(tx, &sandbox).await?;
+                Ok(Some(sandbox))
+            })
+        });
+        renewed.await?.ok_or_else(|| unknown_sandbox(id_or_name))
+    }
+
+    /// A runner reported a box.
+    pub(crate) async fn box_reported(&self, runner: &RunnerId, report: BoxReport) -> Result<(), Error> {
+        let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? else {
+            if report.fact != BoxFact::Gone {
+                // It is kept: a server with an old copy of its database must not destroy what it has forgotten.
+                tracing::warn!(%runner, sandbox = %report.sandbox, "runner has a box that this server does not know");
+            }
+            return Ok(());
+        };
+        let stale = sandbox.runner.as_ref() != Some(runner) || report.generation != sandbox.life.generation;
+        if sandbox.life.observed == State::Deleted || stale {
+            return self.stale_box(runner, &sandbox, &report).await;
+        }
+        let id = report.sandbox.clone();
+        self.change(&id, Cause::Box(report)).await.map(drop)
+    }
+
+    /// A box that is not the sandbox's present one: its runner is told again what is wanted.
+    async fn stale_box(&self, runner: &RunnerId, sandbox: &Sandbox, report: &BoxReport) -> Result<(), Error> {
+        let forgotten = sandbox.life.observed == State::Deleted && sandbox.runner.as_ref() == Some(runner);
+        if report.fact == BoxFact::Gone {
+            if forgotten && !sandbox.box_gone {
+                self.mark_gone(&sandbox.id).await?;
+            }
+            return Ok(());
+        }
+        let mut wanted = self.order_for(sandbox);
+        if sandbox.runner.as_ref() != Some(runner) || forgotten {
+            wanted = absent(&sandbox.id, sandbox.life.generation.max(report.generation).0);
+        }
+        self.fleet.send(runner, wanted);
+        Ok(())
+    }
+
+    async fn mark_gone(&self, id: &SandboxId) -> Result<(), Error> {
+        let id = id.clone();
+        let write = self.store.write(move |tx| {
+            let id = id.clone();
+            Box::pin(async move {
+                if let Some(mut sandbox) = sandboxes::get(tx, &id).await? {
+                    sandbox.box_gone = true;
+                    sandboxes::update(tx, &sandbox).await?;
+                }
+                Ok(())
+            })
+        });
+        Ok(write.await?)
+    }
+
+    /// A runner's control stream brought its agent's report.
+    pub(crate) async fn agent_reported_by(
+        &self,
+        runner: &RunnerId,
+        id: &SandboxId,
+        report: Report,
+    ) -> Result<(), Error> {
+        let Some(sandbox) = sandboxes::find(self.store.readers(), id.as_str()).await? else { return Ok(()) };
+        if sandbox.runner.as_ref() != Some(runner) || report.generation != sandbox.life.generation {
+            return Ok(());
+        }
+        self.agent_reported(id, report).await
+    }
+
+    /// A sandbox's agent reported.
+    pub(crate) async fn agent_reported(&self, id: &SandboxId, report: Report) -> Result<(), Error> {
+        let generation = report.generation;
+        if report.stopped {
+            // Its runner tells when it has stopped; until then it is not silent.
+            return Ok(());
+        }
+        if self.agents.heard(id, report) {
+            self.change(id, Cause::AgentHeard(generation)).await?;
+        }
+        Ok(())
+    }
+
+    /// A runner's lease has ended.
+    pub(crate) async fn runner_lost(&self, runner: &RunnerId, last_seen_at: i64) -> Result<(), Error> {
+        let id = runner.clone();
+        let rows = self.store.write(move |tx| {
+            let id = id.clone();
+            Box::pin(async move {
+                runners::seen(&mut *tx, &id, last_seen_at).await?;
+                sandboxes::of_runner(tx, &id).await
+            })
+        });
+        for sandbox in rows.await? {
+            self.change(&sandbox.id, Cause::RunnerLost).await?;
+            self.agents.mark_silent(&sandbox.id);
+        }
+        Ok(())
+    }
+
+    /// An agent has been silent for too long.
+    pub(crate) async fn agent_silent(&self, id: &SandboxId) -> Result<(), Error> {
+        self.change(id, Cause::AgentSilent).await.map(drop)
+    }
+
+    /// Places a sandbox that waits; `false` when no runner fits.
+    pub(crate) async fn place(&self, id: &SandboxId) -> Result<bool, Error> {
+        let Some(sandbox) = sandboxes::find(self.store.readers(), id.as_str()).await? else { return Ok(true) };
+        if sandbox.life.observed != State::Pending {
+            return Ok(true);
+        }
+        let Ok(runner) = self.fleet.reserve(&sandbox.spec) else { return Ok(false) };
+        let placed = self.change(id, Cause::Placed(runner.clone())).await;
+        // Somebody else was quicker, or it was deleted meanwhile.
+        if !matches!(&placed, Ok(now) if now.runner.as_ref() == Some(&runner) && now.revision > sandbox.revision) {
+            self.fleet.release(&runner, &sandbox.spec);
+        }
+        placed.map(|_| true)
+    }
+
+    async fn change(&self, id: &SandboxId, cause: Cause) -> Result<Sandbox, Error> {
+        let wanted = id.clone();
+        let after = self.follow_up();
+        let applied = self.store.write_then(
+            move |tx| {
+                let (id, cause) = (wanted.clone(), cause.clone());
+                Box::pin(async move {
+                    match sandboxes::get(&mut *tx, &id).await? {
+                        Some(sandbox) => apply(tx, sandbox, cause).await.map(Some),
+                        None => Ok(None),
+                    }
+                })
+            },
+            move |applied| {
+                if let Some(Ok(applied)) = applied {
+                    after(applied);
+                }
+            },
+        );
+        let applied = applied.await?.ok_or_else(|| unknown_sandbox(id.as_str()))?;
+        applied.map(|applied| applied.sandbox).map_err(|(name, why)| denied(id, &name, why))
+    }
+
+    /// What follows from a committed change: told in the order of the commits.
+    fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
+        let (fleet, notices, agents, secret) =
+            (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.secret.clone());
+        move |applied| {
+            let sandbox = &applied.sandbox;
+            if applied.order
+                && let Some(runner) = &sandbox.runner
+            {
+                fleet.send(runner, order(sandbox, &secret));
+            }
+            if !applied.changed {
+                return;
+            }
+            let now = sandbox.life.observed;
+            match now {
+                State::Running if applied.before != State::Running => agents.expect(&sandbox.id),
+                State::Running | State::Lost => {}
+                _ => agents.forget(&sandbox.id),
+            }
+            if now == State::Deleted
+                && applied.before != State::Deleted
+                && let Some(runner) = &sandbox.runner
+            {
+                fleet.release(runner, &sandbox.spec);
+            }
+            notices.publish(&sandbox.id);
+        }
+    }
+
+    /// Brings the rows and a runner that has just connected together, and takes its link. Returns the
+    /// link's number and what is wanted of each of its sandboxes.
+    pub(crate) async fn reconcile(
+        &self,
+        known: KnownRunner,
+        boxes: Vec<BoxReport>,
+        handle: LinkHandle,
+    ) -> Result<(u64, Vec<ServerMessage>), Error> {
+        let (runner, reports) = (known.id.clone(), boxes.clone());
+        let secret = self.secret.clone();
+        let (fleet, follow_up) = (self.fleet.clone(), self.follow_up());
+        let result = self.store.write_then(
+            move |tx| {
+                let (runner, reports) = (runner.clone(), reports.clone());
+                Box::pin(async move { reconciled(tx, &runner, reports).await.map(|applied| (0, applied, vec![])) })
+            },
+            move |(serial, applied, orders)| {
+                for change in applied.iter() {
+                    // The orders go with the welcome, before anything that is sent through the link.
+                    follow_up(&Applied { order: false, ..change.clone() });
+                    if change.sandbox.life.wanted().is_some() {
+                        orders.push(order(&change.sandbox, &secret));
+                    }
+                }
+                *serial = fleet.attach(known, handle);
+            },
+        );
+        let (serial, applied, mut orders) = result.await?;
+        let here: std::collections::HashSet<&SandboxId> = applied
+            .iter()
+            .filter(|change| change.sandbox.life.observed != State::Deleted)
+            .map(|change| &change.sandbox.id)
+            .collect();
+        for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
+            if let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? {
+                orders.push(absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
+            } else {
+                tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
+            }
+        }
+        Ok((serial, orders))
+    }
+
+    /// What its runner is told.
+    fn order_for(&self, sandbox: &Sandbox) -> ServerMessage {
+        order(sandbox, &self.secret)
+    }
+
+    /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
+    pub(crate) async fn route(&self, id_or_name: &str, timeout: Duration) -> Result<Route, Error> {
+        let sandbox = self.get(id_or_name).await?;
+        let placed = |sandbox: &Sandbox| sandbox.life.observed != State::Pending;
+        let sandbox = if placed(&sandbox) { sandbox } else { self.wait(&sandbox.id, timeout, placed).await? };
+        let not_running = |next: &str| {
+            let why = if sandbox.reason.is_empty() { String::new() } else { format!(" ({})", sandbox.reason) };
+            let message = format!("sandbox `{}` is {}{why}: {next}", sandbox.name, sandbox.life.observed.as_str());
+            Err(Error::new(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, message))
+        };
+        match (sandbox.life.observed, &sandbox.runner) {
+            (State::Starting | State::Running | State::Lost, Some(runner)) => {
+                Ok(Route { sandbox: sandbox.id.clone(), generation: sandbox.life.generation, runner: runner.clone() })
+            }
+            (State::Deleting | State::Deleted, _) => not_running("create another one"),
+            _ => not_running(&format!("start it with `dispense start {}`", sandbox.name)),
+        }
+    }
+
+    /// Waits until the row satisfies `done`.
+    pub(crate) async fn wait(
+        &self,
+        id: &SandboxId,
+        timeout: Duration,
+        done: impl Fn(&Sandbox) -> bool,
+    ) -> Result<Sandbox, Error> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let subscription = self.notices.subscribe(id);
+        loop {
+            let mut changed = std::pin::pin!(subscription.changed.notified());
+            // From here on a notice counts, so the row that is read next is not older than it.
+            changed.as_mut().enable();
+            let sandbox = self.get(id.as_str()).await?;
+            if done(&sandbox) {
+                return Ok(sandbox);
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(self.waited_too_long(&sandbox, timeout));
+            }
+        }
+    }
+
+    fn waited_too_long(&self, sandbox: &Sandbox, timeout: Duration) -> Error {
+        let mut why = sandbox.reason.clone();
+        if sandbox.life.observed == State::Pending {
+            why = self
+                .waiting_for(sandbox)
+                .into_iter()
+                .map(|(name, why)| format!("{name} {why}"))
+                .collect::<Vec<_>>()
+                .join("; ");
+        }
+        let why = if why.is_empty() { why } else { format!(" ({why})") };
+        let message = format!(
+            "sandbox `{}` is still {}{why} after {} s: it goes on, `dispense get {}` shows how far it is",
+            sandbox.name,
+            sandbox.life.observed.as_str(),
+            timeout.as_secs(),
+            sandbox.name
+        );
+        Error::new(Code::DeadlineExceeded, "wait_timeout", message)
+    }
+
+    /// Of a pending one: each runner and why it does not fit.
+    pub(crate) fn waiting_for(&self, sandbox: &Sandbox) -> Vec<(String, String)> {
+        if sandbox.life.observed != State::Pending {
+            return vec![];
+        }
+        let misfits = self.fleet.misfits(&sandbox.spec);
+        misfits.into_iter().map(|(_, name, misfit)| (name, misfit.to_string())).collect()
+    }
+}
+
+/// Applies a cause to a row, in the transaction that read it. A refusal writes nothing.
+async fn apply(
+    tx: &mut AnyConnection,
+    mut sandbox: Sandbox,
+    cause: Cause,
+) -> Result<Result<Applied, (String, Denied)>, StoreError> {
+    let before = sandbox.clone();
+    let now = now_micros();
+    let effects = match &cause {
+        Cause::Request(request, _) => match sandbox.life.request(*request) {
+            Ok(effects) => effects,
+            Err(why) => return Ok(Err((sandbox.name, why))),
+        },
+        Cause::Box(report) => sandbox.life.fact(Fact::Box { generation: report.generation, fact: report.fact }),
+        Cause::Placed(_) => sandbox.life.fact(Fact::Placed),
+        Cause::RunnerLost => sandbox.life.fact(Fact::RunnerLost),
+        Cause::AgentSilent => sandbox.life.fact(Fact::AgentSilent),
+        Cause::AgentHeard(generation) => sandbox.life.fact(Fact::AgentHeard { generation: *generation }),
+    };
+    describe(&mut sandbox, &before, &cause, now);
+    if let (Cause::Request(_, kind), true) = (&cause, sandbox.life != before.life) {
+        let job = Job {
+            id: JobId::random(),
+            kind: *kind,
+            sandbox: sandbox.id.clone(),
+            runner: sandbox.runner.clone(),
+            status: if sandbox.runner.is_some() { JobStatus::Running } else { JobStatus::Pending },
+            error: String::new(),
+            created_at: now,
+            started_at: sandbox.runner.is_some().then_some(now),
+            finished_at: None,
+        };
+        jobs::open(tx, &job, Some(&before.job)).await?;
+        sandbox.job = job.id;
+    }
+    if let Cause::Placed(runner) = &cause
+        && sandbox.life.placed
+        && !before.life.placed
+    {
+        sandbox.runner = Some(runner.clone());
+        jobs::begin(tx, &sandbox.job, runner, now).await?;
+    }
+    for effect in &effects {
+        match effect {
+            Effect::CompleteJob => jobs::finish(tx, &sandbox.job, None, now).await?,
+            Effect::FailJob => jobs::finish(tx, &sandbox.job, Some(&sandbox.reason), now).await?,
+            Effect::Order => {}
+        }
+    }
+    let changed = sandbox != before;
+    if changed {
+        sandbox.revision += 1;
+        sandboxes::update(tx, &sandbox).await?;
+    }
+    let order = effects.contains(&Effect::Order);
+    Ok(Ok(Applied { sandbox, before: before.life.observed, order, changed }))
+}
+
+/// Times, reason and the like, which follow from the new state.
+fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
+    let (was, is) = (before.life.observed, sandbox.life.observed);
+    if let Cause::Box(report) = cause
+        && report.generation == sandbox.life.generation
+    {
+        if !report.unenforced.is_empty() {
+            sandbox.unenforced = report.unenforced.clone();
+        }
+        if matches!(report.fact, BoxFact::Gone | BoxFact::Missing) && is == State::Deleted {
+            sandbox.box_gone = true;
+        }
+        if report.fact == BoxFact::Failed {
+            sandbox.reason = report.message.clone();
+        }
+    }
+    if was == is {
+        return;
+    }
+    match is {
+        State::Running => {
+            sandbox.started_at = Some(now);
+            sandbox.reason.clear();
+        }
+        State::Stopped | State::Failed => sandbox.stopped_at = Some(now),
+        State::Deleted => {
+            sandbox.deleted_at = Some(now);
+            sandbox.box_gone |= sandbox.runner.is_none();
+        }
+        State::Pending | State::Starting | State::Paused | State::Stopping | State::Lost | State::Deleting => {}
+    }
+    let reason = match (cause, is) {
+        (Cause::RunnerLost, _) => Some("its runner is offline"),
+        (Cause::AgentSilent, _) => Some("its agent does not report"),
+        (Cause::Box(report), State::Failed) if report.fact == BoxFact::Missing => {
+            Some("its runner does not have it any more")
+        }
+        (Cause::Box(_), State::Stopped) if before.life.desired == Desired::Running && was != State::Stopping => {
+            Some("its machine was restarted")
+        }
+        (Cause::Box(_) | Cause::AgentHeard(_) | Cause::Request(..) | Cause::Placed(_), State::Failed) => None,
+        _ => Some(""),
+    };
+    if let Some(reason) = reason {
+        sandbox.reason = reason.to_owned();
+    }
+}
+
+async fn reconciled(
+    tx: &mut AnyConnection,
+    runner: &RunnerId,
+    reports: Vec<BoxReport>,
+) -> Result<Vec<Applied>, StoreError> {
+    let mut reports: std::collections::HashMap<SandboxId, BoxReport> =
+        reports.into_iter().map(|report| (report.sandbox.clone(), report)).collect();
+    let mut applied = Vec::new();
+    for sandbox in sandboxes::of_runner(tx, runner).await? {
+        let report = reports.remove(&sandbox.id).unwrap_or_else(|| BoxReport {
+            sandbox: sandbox.id.clone(),
+            generation: sandbox.life.generation,
+            fact: BoxFact::Missing,
+            message: String::new(),
+            unenforced: Default::default(),
+        });
+        if sandbox.life.observed == State::Deleted {
+            // Forgotten while its runner was away; now it is known that nothing is left.
+            if report.fact == BoxFact::Missing {
+                sandboxes::update(tx, &Sandbox { box_gone: true, ..sandbox }).await?;
+            }
+            continue;
+        }
+        if let Ok(change) = apply(tx, sandbox, Cause::Box(report)).await? {
+            applied.push(change);
+        }
+    }
+    Ok(applied)
+}
+
+/// What a runner is told of a sandbox.
+pub(super) fn order(sandbox: &Sandbox, secret: &ServerSecret) -> ServerMessage {
+    let generation = sandbox.life.generation;
+    let message = match sandbox.life.wanted() {
+        None | Some(Wanted::Absent) => return absent(&sandbox.id, generation.0),
+        Some(Wanted::Stopped) => DesiredMessage {
+            sandbox_id: sandbox.id.to_string(),
+            generation: generation.0,
+            state: DesiredState::Stopped.into(),
+            ..DesiredMessage::default()
+        },
+        Some(Wanted::Running) => DesiredMessage {
+            sandbox_id: sandbox.id.to_string(),
+            generation: generation.0,
+            state: DesiredState::Running.into(),
+            spec: Some(sandbox.spec.wire()),
+            name: sandbox.name.clone(),
+            sandbox_token: secret.sandbox_token(&sandbox.id, generation),
+            report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
+        },
+    };
+    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+}
+
+fn absent(id: &SandboxId, generation: u64) -> ServerMessage {
+    let message = DesiredMessage {
+        sandbox_id: id.to_string(),
+        generation,
+        state: DesiredState::Absent.into(),
+        ..DesiredMessage::default()
+    };
+    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+}

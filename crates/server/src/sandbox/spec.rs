@@ -1,0 +1,268 @@
+//! What a caller may ask for, parsed: behind this file every value is valid and every default filled in.
+
+use std::collections::BTreeMap;
+
+use dispense_api::error::{Code, Error};
+use dispense_api::limits;
+use dispense_api::v1;
+use serde::{Deserialize, Serialize};
+
+use crate::placement::Target;
+
+/// The template of a caller who does not say.
+const DEFAULT_TEMPLATE: &str = "host";
+/// As Docker's image names go, and more than anybody types.
+const TEMPLATE_MAX_BYTES: usize = 128;
+const USER_MAX_BYTES: usize = 64;
+/// Of one sandbox: what the kernel takes for all arguments and variables together.
+const ENV_MAX_BYTES: usize = 1 << 20;
+const GROUP_MAX_BYTES: usize = 128;
+/// A lease shorter than a slow network's round trips would end sandboxes in use.
+const LEASE_MIN_SECS: u32 = 5;
+const LEASE_MAX_SECS: u32 = 86_400;
+
+/// A valid specification. What is stored and what is sent have the same names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    pub(crate) template: String,
+    pub(crate) cpu_millis: u32,
+    pub(crate) memory_bytes: u64,
+    /// 0: the runner's own bound.
+    pub(crate) disk_bytes: u64,
+    pub(crate) pids: u32,
+    pub(crate) network: Network,
+    pub(crate) env: BTreeMap<String, String>,
+    pub(crate) workdir: String,
+    pub(crate) user: String,
+    pub(crate) ttl_secs: u32,
+    pub(crate) lease_secs: u32,
+    pub(crate) require_limits: bool,
+    pub(crate) target: String,
+}
+
+/// Of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Network {
+    None,
+    Nat,
+}
+
+impl Network {
+    /// As clients write it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Nat => "nat",
+        }
+    }
+
+    pub(crate) fn wire(self) -> v1::Network {
+        match self {
+            Self::None => v1::Network::None,
+            Self::Nat => v1::Network::Nat,
+        }
+    }
+}
+
+/// A field that is not valid: the path stands in the message and in the details.
+pub(crate) fn invalid(field: &str, why: impl std::fmt::Display) -> Error {
+    Error::new(Code::InvalidArgument, "invalid_field", format!("{field}: {why}")).with("field", field)
+}
+
+impl Spec {
+    /// Parses what came from outside.
+    pub(crate) fn parse(spec: v1::SandboxSpec) -> Result<Self, Error> {
+        let resources = spec.resources.unwrap_or_default();
+        let or = |value: u32, default: u32| if value == 0 { default } else { value };
+        let parsed = Self {
+            template: template(spec.template)?,
+            cpu_millis: or(resources.cpu_millis, limits::default::CPU_MILLIS),
+            memory_bytes: if resources.memory_bytes == 0 {
+                limits::default::MEMORY_BYTES
+            } else {
+                resources.memory_bytes
+            },
+            disk_bytes: resources.disk_bytes,
+            pids: or(resources.pids, limits::default::PIDS),
+            network: match v1::Network::try_from(spec.network) {
+                Ok(v1::Network::Unspecified | v1::Network::None) => Network::None,
+                Ok(v1::Network::Nat) => Network::Nat,
+                Err(_) => return Err(invalid("spec.network", "use `none` or `nat`")),
+            },
+            env: env(spec.env.into_iter().collect())?,
+            workdir: workdir(spec.workdir)?,
+            user: user(spec.user)?,
+            ttl_secs: spec.ttl_secs,
+            lease_secs: spec.lease_secs,
+            require_limits: spec.require_limits,
+            target: spec.target,
+        };
+        parsed.in_range()?;
+        Ok(parsed)
+    }
+
+    fn in_range(&self) -> Result<(), Error> {
+        let range = |field: &str, value: u64, range: std::ops::RangeInclusive<u64>, unit: &str| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            Err(invalid(field, format_args!("{value} is not within {} to {} {unit}", range.start(), range.end())))
+        };
+        let wide = |bounds: std::ops::RangeInclusive<u32>| u64::from(*bounds.start())..=u64::from(*bounds.end());
+        range("spec.resources.cpu_millis", self.cpu_millis.into(), wide(limits::CPU_MILLIS), "thousandths of a core")?;
+        range("spec.resources.memory_bytes", self.memory_bytes, limits::MEMORY_BYTES, "bytes")?;
+        range("spec.resources.pids", self.pids.into(), wide(limits::PIDS), "processes")?;
+        if self.disk_bytes != 0 {
+            range("spec.resources.disk_bytes", self.disk_bytes, limits::DISK_BYTES, "bytes")?;
+        }
+        range("spec.ttl_secs", self.ttl_secs.into(), 0..=u64::from(limits::TTL_MAX_SECS), "seconds")?;
+        if self.lease_secs != 0 {
+            range("spec.lease_secs", self.lease_secs.into(), wide(LEASE_MIN_SECS..=LEASE_MAX_SECS), "seconds")?;
+        }
+        Target::parse(&self.target).map_err(|why| invalid("spec.target", why))?;
+        Ok(())
+    }
+
+    /// As clients and runners see it.
+    pub(crate) fn wire(&self) -> v1::SandboxSpec {
+        v1::SandboxSpec {
+            template: self.template.clone(),
+            resources: Some(v1::Resources {
+                cpu_millis: self.cpu_millis,
+                memory_bytes: self.memory_bytes,
+                disk_bytes: self.disk_bytes,
+                pids: self.pids,
+            }),
+            network: self.network.wire().into(),
+            env: self.env.clone().into_iter().collect(),
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            ttl_secs: self.ttl_secs,
+            lease_secs: self.lease_secs,
+            require_limits: self.require_limits,
+            target: self.target.clone(),
+        }
+    }
+}
+
+fn template(text: String) -> Result<String, Error> {
+    if text.is_empty() {
+        return Ok(DEFAULT_TEMPLATE.to_owned());
+    }
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@".contains(&byte);
+    if text.len() > TEMPLATE_MAX_BYTES || !text.bytes().all(valid) || text.contains("..") {
+        return Err(invalid(
+            "spec.template",
+            format_args!("`{}` is not the name of a template: use letters, digits and `-_.:/@`", clip(&text)),
+        ));
+    }
+    Ok(text)
+}
+
+fn workdir(text: String) -> Result<String, Error> {
+    let bad = text.contains('\0') || text.len() > limits::PATH_MAX_BYTES || !(text.is_empty() || text.starts_with('/'));
+    if bad {
+        return Err(invalid("spec.workdir", format_args!("`{}` is not an absolute path", clip(&text))));
+    }
+    Ok(text)
+}
+
+fn user(text: String) -> Result<String, Error> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.len() > USER_MAX_BYTES || !text.bytes().all(valid) {
+        return Err(invalid("spec.user", format_args!("`{}` is neither a user name nor a uid", clip(&text))));
+    }
+    Ok(text)
+}
+
+fn env(map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    bounded("spec.env", &map, limits::ENV_VALUE_MAX_BYTES)?;
+    let mut total = 0;
+    for (key, value) in &map {
+        total += key.len() + value.len() + 2;
+        if key.contains('=') || key.contains('\0') || value.contains('\0') {
+            return Err(invalid("spec.env", format_args!("`{}` is not a variable: no `=` or NUL", clip(key))));
+        }
+    }
+    if total > ENV_MAX_BYTES {
+        return Err(invalid("spec.env", format_args!("{total} bytes in all are over the limit of {ENV_MAX_BYTES}")));
+    }
+    Ok(map)
+}
+
+fn bounded(field: &str, map: &BTreeMap<String, String>, value_max: usize) -> Result<(), Error> {
+    if map.len() > limits::MAP_MAX_ENTRIES {
+        let max = limits::MAP_MAX_ENTRIES;
+        return Err(invalid(field, format_args!("{} entries are over the limit of {max}", map.len())));
+    }
+    for (key, value) in map {
+        if key.is_empty() || key.len() > limits::MAP_KEY_MAX_BYTES || value.len() > value_max {
+            return Err(invalid(
+                field,
+                format_args!(
+                    "`{}`: a key has 1 to {} bytes and a value at most {value_max}",
+                    clip(key),
+                    limits::MAP_KEY_MAX_BYTES
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Parses labels.
+pub(crate) fn labels(map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    bounded("labels", &map, limits::MAP_KEY_MAX_BYTES)?;
+    Ok(map)
+}
+
+/// Parses a group.
+pub(crate) fn group(text: String) -> Result<String, Error> {
+    if text.len() > GROUP_MAX_BYTES || text.chars().any(char::is_control) {
+        return Err(invalid("group", format_args!("at most {GROUP_MAX_BYTES} bytes and no control characters")));
+    }
+    Ok(text)
+}
+
+/// The start of a text from outside, for a message.
+pub(crate) fn clip(text: &str) -> String {
+    const CLIP_CHARS: usize = 80;
+    text.chars().take(CLIP_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_spec_gets_every_default() {
+        let spec = Spec::parse(v1::SandboxSpec::default()).expect("valid");
+        assert_eq!((spec.template.as_str(), spec.network), ("host", Network::None));
+        assert_eq!((spec.cpu_millis, spec.pids), (limits::default::CPU_MILLIS, limits::default::PIDS));
+        assert_eq!(Spec::parse(spec.wire()), Ok(spec), "what was parsed parses again");
+    }
+
+    #[test]
+    fn a_refusal_names_the_field() {
+        let resources = |resources| v1::SandboxSpec { resources: Some(resources), ..Default::default() };
+        let cases: Vec<(v1::SandboxSpec, &str)> = vec![
+            (resources(v1::Resources { memory_bytes: 1024, ..Default::default() }), "spec.resources.memory_bytes"),
+            (resources(v1::Resources { cpu_millis: 1, ..Default::default() }), "spec.resources.cpu_millis"),
+            (resources(v1::Resources { pids: 1, ..Default::default() }), "spec.resources.pids"),
+            (resources(v1::Resources { disk_bytes: 1, ..Default::default() }), "spec.resources.disk_bytes"),
+            (v1::SandboxSpec { template: "../etc".into(), ..Default::default() }, "spec.template"),
+            (v1::SandboxSpec { workdir: "relative".into(), ..Default::default() }, "spec.workdir"),
+            (v1::SandboxSpec { user: "a b".into(), ..Default::default() }, "spec.user"),
+            (v1::SandboxSpec { network: 9, ..Default::default() }, "spec.network"),
+            (v1::SandboxSpec { lease_secs: 1, ..Default::default() }, "spec.lease_secs"),
+            (v1::SandboxSpec { ttl_secs: u32::MAX, ..Default::default() }, "spec.ttl_secs"),
+            (v1::SandboxSpec { env: [("A=B".into(), "".into())].into(), ..Default::default() }, "spec.env"),
+            (v1::SandboxSpec { env: [("A".into(), "x".repeat(1 << 20))].into(), ..Default::default() }, "spec.env"),
+        ];
+        for (spec, field) in cases {
+            let error = Spec::parse(spec).expect_err(field);
+            assert_eq!((error.code, error.details["field"].as_str()), (Code::InvalidArgument, field));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Rows of jobs.
+
+use dispense_api::id::{JobId, RunnerId, SandboxId};
+use sqlx::AnyConnection;
+use sqlx::any::AnyRow;
+use sqlx::{AnyPool, QueryBuilder, Row};
+
+use super::StoreError;
+use crate::job::{Job, JobStatus, JobType};
+
+const SELECT: &str =
+    "SELECT id, type, sandbox_id, runner_id, status, error, created_at, started_at, finished_at FROM job ";
+
+/// Adds a job; the one before it on the same sandbox, if still open, is failed as overtaken.
+pub(crate) async fn open(tx: &mut AnyConnection, job: &Job, before: Option<&JobId>) -> Result<(), StoreError> {
+    if let Some(before) = before {
+        finish(tx, before, Some("overtaken by a newer request"), job.created_at).await?;
+    }
+    let sql = "INSERT INTO job (id, type, sandbox_id, runner_id, status, error, created_at, started_at, finished_at) \
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    sqlx::query(sql)
+        .bind(job.id.to_string())
+        .bind(job.kind.as_str())
+        .bind(job.sandbox.to_string())
+        .bind(job.runner.as_ref().map(ToString::to_string))
+        .bind(job.status.as_str())
+        .bind(job.error.clone())
+        .bind(job.created_at)
+        .bind(job.started_at)
+        .bind(job.finished_at)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Its runner was chosen and told.
+pub(crate) async fn begin(tx: &mut AnyConnection, job: &JobId, runner: &RunnerId, now: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE job SET status = 'running', runner_id = $2, started_at = $3 WHERE id = $1 AND status = 'pending'";
+    sqlx::query(sql).bind(job.to_string()).bind(runner.to_string()).bind(now).execute(tx).await?;
+    Ok(())
+}
+
+/// Closes a job that is still open: completed, or failed with `error`.
+pub(crate) async fn finish(
+    tx: &mut AnyConnection,
+    job: &JobId,
+    error: Option<&str>,
+    now: i64,
+) -> Result<(), StoreError> {
+    let sql = "UPDATE job SET status = $2, error = $3, finished_at = $4 WHERE id = $1 AND finished_at IS NULL";
+    let status = if error.is_some() { JobStatus::Failed } else { JobStatus::Completed };
+    let error = error.unwrap_or_default().to_owned();
+    sqlx::query(sql).bind(job.to_string()).bind(status.as_str()).bind(error).bind(now).execute(tx).await?;
+    Ok(())
+}
+
+/// One job.
+pub(crate) async fn find(readers: &AnyPool, id: &JobId) -> Result<Option<Job>, StoreError> {
+    let sql = format!("{SELECT} WHERE id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).fetch_optional(readers).await?;
+    row.as_ref().map(job).transpose()
+}
+
+/// A page, newest first.
+pub(crate) async fn list(
+    readers: &AnyPool,
+    sandbox: Option<&SandboxId>,
+    status: Option<JobStatus>,
+    before: Option<(i64, String)>,
+    limit: usize,
+) -> Result<Vec<Job>, StoreError> {
+    let mut query = QueryBuilder::new(format!("{SELECT} WHERE created_at >= 0"));
+    if let Some(sandbox) = sandbox {
+        query.push(" AND sandbox_id = ").push_bind(sandbox.to_string());
+    }
+    if let Some(status) = status {
+        query.push(" AND status = ").push_bind(status.as_str());
+    }
+    if let Some((created_at, id)) = before {
+        query.push(" AND (created_at < ").push_bind(created_at);
+        query.push(" OR (created_at = ").push_bind(created_at).push(" AND id < ").push_bind(id).push("))");
+    }
+    query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    query.build().fetch_all(readers).await?.iter().map(job).collect()
+}
+
+fn job(row: &AnyRow) -> Result<Job, StoreError> {
+    let text = |what: &str| row.try_get::<String, _>(what);
+    let id = text("id")?;
+    let malformed = |what: &'static str| StoreError::Row { id: id.clone(), what };
+    let (kind, status, runner) = (text("type")?, text("status")?, row.try_get::<Option<String>, _>("runner_id")?);
+    Ok(Job {
+        id: id.parse().map_err(|_| malformed("id"))?,
+        kind: JobType::ALL.into_iter().find(|value| value.as_str() == kind).ok_or_else(|| malformed("type"))?,
+        sandbox: text("sandbox_id")?.parse().map_err(|_| malformed("sandbox_id"))?,
+        runner: runner.map(|text| text.parse().map_err(|_| malformed("runner_id"))).transpose()?,
+        status: JobStatus::ALL.into_iter().find(|value| value.as_str() == status).ok_or_else(|| malformed("status"))?,
+        error: text("error")?,
+        created_at: row.try_get("created_at")?,
+        started_at: row.try_get("started_at")?,
+        finished_at: row.try_get("finished_at")?,
+    })
+}

@@ -1,0 +1,68 @@
+//! Rows of runners.
+
+use dispense_api::id::RunnerId;
+use sqlx::AnyConnection;
+use sqlx::{AnyPool, Row};
+
+use super::{StoreError, json};
+use crate::fleet::{Facts, KnownRunner};
+
+/// Adds a runner that has just joined.
+pub(crate) async fn insert(
+    tx: &mut AnyConnection,
+    runner: &KnownRunner,
+    credential_hash: &str,
+) -> Result<(), StoreError> {
+    let sql = "INSERT INTO runner (id, name, credential_hash, facts, joined_at, last_seen_at) \
+               VALUES ($1, $2, $3, $4, $5, $6)";
+    sqlx::query(sql)
+        .bind(runner.id.to_string())
+        .bind(runner.facts.name.clone())
+        .bind(credential_hash.to_owned())
+        .bind(json(&runner.facts))
+        .bind(runner.joined_at)
+        .bind(runner.last_seen_at)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Writes what a runner says of itself.
+pub(crate) async fn update(tx: &mut AnyConnection, id: &RunnerId, facts: &Facts, now: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE runner SET name = $2, facts = $3, last_seen_at = $4 WHERE id = $1";
+    sqlx::query(sql).bind(id.to_string()).bind(facts.name.clone()).bind(json(facts)).bind(now).execute(tx).await?;
+    Ok(())
+}
+
+/// Writes when a runner was heard last.
+pub(crate) async fn seen(tx: &mut AnyConnection, id: &RunnerId, at: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE runner SET last_seen_at = $2 WHERE id = $1";
+    sqlx::query(sql).bind(id.to_string()).bind(at).execute(tx).await?;
+    Ok(())
+}
+
+/// The runner whose credential has this hash.
+pub(crate) async fn by_credential(readers: &AnyPool, hash: &str) -> Result<Option<RunnerId>, StoreError> {
+    let sql = "SELECT id FROM runner WHERE credential_hash = $1";
+    let row = sqlx::query(sql).bind(hash.to_owned()).fetch_optional(readers).await?;
+    let Some(row) = row else { return Ok(None) };
+    let id: String = row.try_get("id")?;
+    id.parse().map(Some).map_err(|_| StoreError::Row { id, what: "id" })
+}
+
+/// Every runner that ever joined.
+pub(crate) async fn all(readers: &AnyPool) -> Result<Vec<KnownRunner>, StoreError> {
+    let sql = "SELECT id, facts, joined_at, last_seen_at FROM runner";
+    let rows = sqlx::query(sql).fetch_all(readers).await?;
+    let runner = |row: &sqlx::any::AnyRow| {
+        let id: String = row.try_get("id")?;
+        let facts: String = row.try_get("facts")?;
+        Ok(KnownRunner {
+            facts: serde_json::from_str(&facts).map_err(|_| StoreError::Row { id: id.clone(), what: "facts" })?,
+            id: id.parse().map_err(|_| StoreError::Row { id, what: "id" })?,
+            joined_at: row.try_get("joined_at")?,
+            last_seen_at: row.try_get("last_seen_at")?,
+        })
+    };
+    rows.iter().map(runner).collect()
+}

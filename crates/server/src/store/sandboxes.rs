@@ -1,0 +1,302 @@
+//! Rows of sandboxes.
+
+use std::collections::BTreeMap;
+
+use dispense_api::id::{Generation, RunnerId, SandboxId};
+use sqlx::AnyConnection;
+use sqlx::any::AnyRow;
+use sqlx::{AnyPool, QueryBuilder, Row};
+
+use super::{StoreError, json};
+use crate::placement::Room;
+use crate::sandbox::Sandbox;
+use crate::sandbox::lifecycle::{Desired, Lifecycle, State};
+
+const COLUMNS: &str = "id, name, group_name, labels, spec, desired, observed, reason, generation, revision, runner_id, \
+                       unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, lease_until, box_gone";
+
+const STATES: [(State, &str); 10] = [
+    (State::Pending, "pending"),
+    (State::Starting, "starting"),
+    (State::Running, "running"),
+    (State::Paused, "paused"),
+    (State::Stopping, "stopping"),
+    (State::Stopped, "stopped"),
+    (State::Failed, "failed"),
+    (State::Lost, "lost"),
+    (State::Deleting, "deleting"),
+    (State::Deleted, "deleted"),
+];
+const DESIRED: [(Desired, &str); 3] =
+    [(Desired::Running, "running"), (Desired::Stopped, "stopped"), (Desired::Deleted, "deleted")];
+
+impl State {
+    /// As clients and the store write it.
+    pub(crate) fn as_str(self) -> &'static str {
+        STATES.iter().find(|(state, _)| *state == self).map(|(_, text)| *text).expect("the table has every state")
+    }
+
+    /// The state of a text form.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        STATES.iter().find(|(_, name)| *name == text).map(|(state, _)| *state)
+    }
+}
+
+fn desired_str(desired: Desired) -> &'static str {
+    DESIRED.iter().find(|(value, _)| *value == desired).map(|(_, text)| *text).expect("the table has every value")
+}
+
+/// Adds a row. [`StoreError::Taken`] when a living sandbox has the name.
+pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
+    let sql = "INSERT INTO sandbox (id, name, live_name, group_name, labels, spec, desired, observed, reason, generation, \
+               revision, runner_id, unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, \
+               lease_until, box_gone) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
+               $17, $18, $19, $20, $21)";
+    sqlx::query(sql)
+        .bind(sandbox.id.as_str().to_owned())
+        .bind(sandbox.name.clone())
+        .bind(live_name(sandbox))
+        .bind(sandbox.group.clone())
+        .bind(json(&sandbox.labels))
+        .bind(json(&sandbox.spec))
+        .bind(desired_str(sandbox.life.desired))
+        .bind(sandbox.life.observed.as_str())
+        .bind(sandbox.reason.clone())
+        .bind(signed(sandbox.life.generation.0))
+        .bind(signed(sandbox.revision))
+        .bind(sandbox.runner.as_ref().map(ToString::to_string))
+        .bind(json(&sandbox.unenforced))
+        .bind(sandbox.job.to_string())
+        .bind(sandbox.created_at)
+        .bind(sandbox.started_at)
+        .bind(sandbox.stopped_at)
+        .bind(sandbox.deleted_at)
+        .bind(sandbox.expires_at)
+        .bind(sandbox.lease_until)
+        .bind(i64::from(sandbox.box_gone))
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Writes what can change.
+pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
+    let sql = "UPDATE sandbox SET live_name = $2, desired = $3, observed = $4, reason = $5, generation = $6, revision = $7, \
+               runner_id = $8, unenforced = $9, job_id = $10, started_at = $11, stopped_at = $12, deleted_at = $13, \
+               lease_until = $14, box_gone = $15 WHERE id = $1";
+    sqlx::query(sql)
+        .bind(sandbox.id.as_str().to_owned())
+        .bind(live_name(sandbox))
+        .bind(desired_str(sandbox.life.desired))
+        .bind(sandbox.life.observed.as_str())
+        .bind(sandbox.reason.clone())
+        .bind(signed(sandbox.life.generation.0))
+        .bind(signed(sandbox.revision))
+        .bind(sandbox.runner.as_ref().map(ToString::to_string))
+        .bind(json(&sandbox.unenforced))
+        .bind(sandbox.job.to_string())
+        .bind(sandbox.started_at)
+        .bind(sandbox.stopped_at)
+        .bind(sandbox.deleted_at)
+        .bind(sandbox.lease_until)
+        .bind(i64::from(sandbox.box_gone))
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+fn live_name(sandbox: &Sandbox) -> Option<String> {
+    (sandbox.life.observed != State::Deleted).then(|| sandbox.name.clone())
+}
+
+/// The sandbox of an id.
+pub(crate) async fn get(tx: &mut AnyConnection, id: &SandboxId) -> Result<Option<Sandbox>, StoreError> {
+    let sql = select("WHERE id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.as_str().to_owned()).fetch_optional(tx).await?;
+    row.as_ref().map(sandbox).transpose()
+}
+
+/// The sandbox of an id, or the living one of a name; ids win.
+pub(crate) async fn find(readers: &AnyPool, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
+    let clause = if id_or_name.parse::<SandboxId>().is_ok() { "WHERE id = $1" } else { "WHERE live_name = $1" };
+    let row = sqlx::query(sqlx::AssertSqlSafe(select(clause))).bind(id_or_name.to_owned()).fetch_optional(readers);
+    row.await?.as_ref().map(sandbox).transpose()
+}
+
+/// All that were placed on a runner and of which something may be left.
+pub(crate) async fn of_runner(tx: &mut AnyConnection, runner: &RunnerId) -> Result<Vec<Sandbox>, StoreError> {
+    let sql = select("WHERE runner_id = $1 AND box_gone = 0");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(runner.to_string()).fetch_all(tx).await?;
+    rows.iter().map(sandbox).collect()
+}
+
+/// Which ones a caller wants to see.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) group: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Empty: all but deleted.
+    pub(crate) states: Vec<State>,
+    pub(crate) limit: usize,
+    /// Of the last one of the page before.
+    pub(crate) before: Option<(i64, String)>,
+}
+
+/// A page, newest first. Labels are compared here, since the databases disagree on JSON.
+pub(crate) async fn list(readers: &AnyPool, filter: &Filter) -> Result<Vec<Sandbox>, StoreError> {
+    /// Rows of one query when labels may drop some of them.
+    const BATCH_ROWS: i64 = 1000;
+    let mut found = Vec::new();
+    let mut before = filter.before.clone();
+    loop {
+        let mut query = QueryBuilder::new(select("WHERE "));
+        if filter.states.is_empty() {
+            query.push("observed <> 'deleted'");
+        } else {
+            query.push("observed IN (");
+            let mut states = query.separated(", ");
+            for state in &filter.states {
+                states.push_bind(state.as_str());
+            }
+            query.push(")");
+        }
+        if let Some(group) = &filter.group {
+            query.push(" AND group_name = ").push_bind(group.clone());
+        }
+        if let Some((created_at, id)) = &before {
+            query.push(" AND (created_at < ").push_bind(*created_at);
+            query.push(" OR (created_at = ").push_bind(*created_at);
+            query.push(" AND id < ").push_bind(id.clone()).push("))");
+        }
+        let batch = if filter.labels.is_empty() {
+            i64::try_from(filter.limit - found.len()).unwrap_or(BATCH_ROWS)
+        } else {
+            BATCH_ROWS
+        };
+        query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(batch);
+        let rows = query.build().fetch_all(readers).await?;
+        for row in &rows {
+            let sandbox = sandbox(row)?;
+            before = Some((sandbox.created_at, sandbox.id.to_string()));
+            if filter.labels.iter().all(|(key, value)| sandbox.labels.get(key) == Some(value)) {
+                found.push(sandbox);
+            }
+            if found.len() == filter.limit {
+                return Ok(found);
+            }
+        }
+        if i64::try_from(rows.len()).unwrap_or(i64::MAX) < batch {
+            return Ok(found);
+        }
+    }
+}
+
+/// Ids of living sandboxes whose time or lease has passed and whose deletion has not begun.
+pub(crate) async fn expired(readers: &AnyPool, now: i64) -> Result<Vec<SandboxId>, StoreError> {
+    let sql = "SELECT id FROM sandbox WHERE desired <> 'deleted' AND (expires_at <= $1 OR lease_until <= $1)";
+    ids(readers, sqlx::query(sql).bind(now)).await
+}
+
+/// Ids of living sandboxes that have a lease.
+pub(crate) async fn leased(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+    let sql = "SELECT id FROM sandbox WHERE desired <> 'deleted' AND lease_until IS NOT NULL";
+    ids(readers, sqlx::query(sql)).await
+}
+
+/// Ids of those that wait for a runner, oldest first.
+pub(crate) async fn pending(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+    ids(readers, sqlx::query("SELECT id FROM sandbox WHERE observed = 'pending' ORDER BY created_at, id")).await
+}
+
+type AnyQuery<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
+async fn ids(readers: &AnyPool, query: AnyQuery<'_>) -> Result<Vec<SandboxId>, StoreError> {
+    query.fetch_all(readers).await?.iter().map(|row| id(row, "id")).collect()
+}
+
+/// Removes rows that were deleted before `before` and of which nothing is left anywhere.
+pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, StoreError> {
+    let jobs = "DELETE FROM job WHERE sandbox_id IN \
+                (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
+    sqlx::query(jobs).bind(before).execute(&mut *tx).await?;
+    let rows = "DELETE FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1";
+    Ok(sqlx::query(rows).bind(before).execute(tx).await?.rows_affected())
+}
+
+/// What each runner has promised to sandboxes.
+pub(crate) async fn used(readers: &AnyPool) -> Result<BTreeMap<RunnerId, Room>, StoreError> {
+    let sql = "SELECT id, runner_id, spec FROM sandbox WHERE observed <> 'deleted' AND runner_id IS NOT NULL";
+    let mut used: BTreeMap<RunnerId, Room> = BTreeMap::new();
+    for row in sqlx::query(sql).fetch_all(readers).await? {
+        let runner: String = row.try_get("runner_id")?;
+        let runner = runner.parse().map_err(|_| malformed(&row, "runner_id"))?;
+        let spec = decode(&row, "spec")?;
+        let room = used.entry(runner).or_default();
+        *room = room.plus(Room::of(&spec));
+    }
+    Ok(used)
+}
+
+fn select(clause: &str) -> String {
+    format!("SELECT {COLUMNS} FROM sandbox {clause}")
+}
+
+fn sandbox(row: &AnyRow) -> Result<Sandbox, StoreError> {
+    let started_at: Option<i64> = row.try_get("started_at")?;
+    let runner: Option<String> = row.try_get("runner_id")?;
+    let runner = runner.map(|text| text.parse().map_err(|_| malformed(row, "runner_id"))).transpose()?;
+    let desired: String = row.try_get("desired")?;
+    let observed: String = row.try_get("observed")?;
+    let life = Lifecycle {
+        desired: DESIRED
+            .iter()
+            .find(|(_, text)| *text == desired)
+            .map(|(value, _)| *value)
+            .ok_or_else(|| malformed(row, "desired"))?,
+        observed: State::parse(&observed).ok_or_else(|| malformed(row, "observed"))?,
+        generation: Generation(unsigned(row.try_get("generation")?)),
+        placed: runner.is_some(),
+        started: started_at.is_some(),
+    };
+    let job: String = row.try_get("job_id")?;
+    Ok(Sandbox {
+        id: id(row, "id")?,
+        name: row.try_get("name")?,
+        group: row.try_get("group_name")?,
+        labels: decode(row, "labels")?,
+        spec: decode(row, "spec")?,
+        life,
+        reason: row.try_get("reason")?,
+        revision: unsigned(row.try_get("revision")?),
+        runner,
+        unenforced: decode(row, "unenforced")?,
+        job: job.parse().map_err(|_| malformed(row, "job_id"))?,
+        created_at: row.try_get("created_at")?,
+        started_at,
+        stopped_at: row.try_get("stopped_at")?,
+        deleted_at: row.try_get("deleted_at")?,
+        expires_at: row.try_get("expires_at")?,
+        lease_until: row.try_get("lease_until")?,
+        box_gone: row.try_get::<i64, _>("box_gone")? != 0,
+    })
+}
+
+fn id(row: &AnyRow, what: &'static str) -> Result<SandboxId, StoreError> {
+    row.try_get::<String, _>(what)?.parse().map_err(|_| malformed(row, what))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(row: &AnyRow, what: &'static str) -> Result<T, StoreError> {
+    serde_json::from_str(&row.try_get::<String, _>(what)?).map_err(|_| malformed(row, what))
+}
+
+fn malformed(row: &AnyRow, what: &'static str) -> StoreError {
+    StoreError::Row { id: row.try_get("id").unwrap_or_default(), what }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}

@@ -1,0 +1,143 @@
+//! The one task that writes.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::AnyConnection;
+use sqlx::{Connection, Executor};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::StoreError;
+
+/// Changes that wait; past it callers wait before they queue.
+const QUEUE_CHANGES: usize = 1024;
+/// Changes of one transaction: enough that a burst costs few commits, few enough that one answers soon.
+const BATCH_CHANGES: usize = 128;
+/// At shutdown the queue is written for at most this long.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A change whose result type is hidden: it keeps its result until the commit.
+trait Change: Send {
+    fn run<'c>(&'c mut self, connection: &'c mut AnyConnection) -> BoxFuture<'c, Result<(), StoreError>>;
+    fn answer(&mut self, failure: Option<StoreError>);
+}
+
+struct Typed<T, F, A> {
+    change: F,
+    after: Option<A>,
+    result: Option<T>,
+    reply: Option<oneshot::Sender<Result<T, StoreError>>>,
+}
+
+impl<T, F, A> Change for Typed<T, F, A>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut AnyConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+    A: FnOnce(&mut T) + Send + 'static,
+{
+    fn run<'c>(&'c mut self, connection: &'c mut AnyConnection) -> BoxFuture<'c, Result<(), StoreError>> {
+        let future = (self.change)(connection);
+        let result = &mut self.result;
+        Box::pin(async move {
+            *result = Some(future.await?);
+            Ok(())
+        })
+    }
+
+    fn answer(&mut self, failure: Option<StoreError>) {
+        let result = match (failure, self.result.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(mut result)) => {
+                if let Some(after) = self.after.take() {
+                    after(&mut result);
+                }
+                Ok(result)
+            }
+            (None, None) => Err(StoreError::Closed),
+        };
+        if let Some(reply) = self.reply.take() {
+            // A caller that gave up still has its change on the disk; the row tells.
+            let _ = reply.send(result);
+        }
+    }
+}
+
+pub(super) struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Box<dyn Change>>>>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: AnyConnection) -> Self {
+        let (queue, receiver) = mpsc::channel(QUEUE_CHANGES);
+        let task = tokio::spawn(run(connection, receiver));
+        Self { queue: Mutex::new(Some(queue)), task: Mutex::new(Some(task)) }
+    }
+
+    pub(super) async fn write<T, F, A>(&self, change: F, after: A) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: for<'c> Fn(&'c mut AnyConnection) -> BoxFuture<'c, Result<T, StoreError>> + Send + 'static,
+        A: FnOnce(&mut T) + Send + 'static,
+    {
+        let queue = self.queue.lock().expect("no holder panics").clone().ok_or(StoreError::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let change = Typed { change, after: Some(after), result: None, reply: Some(reply) };
+        queue.send(Box::new(change)).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) async fn close(&self) {
+        self.queue.lock().expect("no holder panics").take();
+        let task = self.task.lock().expect("no holder panics").take();
+        if let Some(task) = task {
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, task).await;
+        }
+    }
+}
+
+async fn run(mut connection: AnyConnection, mut queue: mpsc::Receiver<Box<dyn Change>>) {
+    let mut batch = Vec::with_capacity(BATCH_CHANGES);
+    while queue.recv_many(&mut batch, BATCH_CHANGES).await > 0 {
+        match commit(&mut connection, &mut batch).await {
+            Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
+            Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
+            // One of them is at fault: each runs alone.
+            Err(_) => {
+                for change in &mut batch {
+                    let result = commit(&mut connection, std::slice::from_mut(change)).await;
+                    change.answer(result.err());
+                }
+            }
+        }
+        batch.clear();
+    }
+    if let Err(error) = connection.close().await {
+        tracing::warn!(%error, "database was not closed");
+    }
+}
+
+async fn commit(connection: &mut AnyConnection, batch: &mut [Box<dyn Change>]) -> Result<(), StoreError> {
+    // IMMEDIATE: the lock is taken before anything is read, so that no read in the transaction is stale.
+    connection.execute("BEGIN IMMEDIATE").await?;
+    let mut result = Ok(());
+    for change in batch {
+        result = change.run(connection).await;
+        if result.is_err() {
+            break;
+        }
+    }
+    let result = match result {
+        Ok(()) => connection.execute("COMMIT").await.map(|_| ()).map_err(StoreError::from),
+        Err(error) => Err(error),
+    };
+    if result.is_err()
+        && let Err(error) = connection.execute("ROLLBACK").await
+    {
+        // SQLite has rolled back by itself, e.g. when the disk was full.
+        tracing::debug!(%error, "rollback");
+    }
+    result
+}

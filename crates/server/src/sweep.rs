@@ -1,0 +1,65 @@
+//! Sweeps: idempotent passes over rows that repair and expire. Nothing is remembered between two passes,
+//! so a crash at any moment leaves the next pass the same work.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::sandbox::service::Sandboxes;
+use crate::store::{now_micros, sandboxes};
+
+/// Between passes; a pass that finds nothing costs two indexed queries.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Between removals of old rows.
+const PURGE_INTERVAL: Duration = Duration::from_secs(60);
+/// Rows of deleted sandboxes stay this long, so that a late `get` and the jobs explain what happened.
+const DELETED_RETENTION: Duration = Duration::from_secs(3600);
+
+/// Sweeps until `shutdown`.
+pub(crate) async fn sweep_task(sandboxes: Arc<Sandboxes>, shutdown: CancellationToken) {
+    let mut tick = tokio::time::interval(SWEEP_INTERVAL);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut purge = tokio::time::interval(PURGE_INTERVAL);
+    loop {
+        let result = tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = sandboxes.fleet.room_changed.notified() => place_once(&sandboxes).await,
+            _ = purge.tick() => purge_once(&sandboxes).await,
+            _ = tick.tick() => sweep_once(&sandboxes).await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "sweep: the next one tries again");
+        }
+    }
+}
+
+async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
+    for (runner, last_seen_at) in sandboxes.fleet.newly_lost() {
+        tracing::warn!(%runner, "runner is offline: its lease has ended");
+        sandboxes.runner_lost(&runner, last_seen_at).await?;
+    }
+    for sandbox in sandboxes.agents.newly_silent() {
+        sandboxes.agent_silent(&sandbox).await?;
+    }
+    for sandbox in sandboxes::expired(sandboxes.store.readers(), now_micros()).await? {
+        tracing::info!(%sandbox, "sandbox has expired");
+        sandboxes.delete(sandbox.as_str(), false).await?;
+    }
+    place_once(sandboxes).await
+}
+
+/// Places what waits, oldest first.
+async fn place_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
+    for sandbox in sandboxes::pending(sandboxes.store.readers()).await? {
+        sandboxes.place(&sandbox).await?;
+    }
+    Ok(())
+}
+
+async fn purge_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
+    let retention = i64::try_from(DELETED_RETENTION.as_micros()).unwrap_or(i64::MAX);
+    let before = now_micros() - retention;
+    sandboxes.store.write(move |tx| Box::pin(async move { sandboxes::purge(tx, before).await })).await?;
+    Ok(())
+}
