@@ -1,1 +1,131 @@
-//! stub
+//! The Rust client of Dispense: connect, call, stream.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), dispense_client::Error> {
+//! use dispense_client::{Client, v1};
+//!
+//! let client = Client::connect("http://127.0.0.1:8080", "dsp_…").await?;
+//! let sandbox = client.create(v1::CreateSandboxRequest { wait: true, ..Default::default() }).await?;
+//! let start = v1::StartProcess { args: vec!["uname".into(), "-a".into()], ..Default::default() };
+//! let mut process = client.run(&sandbox.id, start).await?;
+//! while let Some(event) = process.events.next().await? {
+//!     println!("{event:?}");
+//! }
+//! client.delete(&sandbox.id, false, true).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It retries only what is idempotent: reads, deletes, renewals.
+
+mod error;
+mod files;
+mod ports;
+mod processes;
+mod retry;
+mod sandboxes;
+
+use std::time::Duration;
+
+use dispense_api::limits;
+use dispense_api::v1::file_service_client::FileServiceClient;
+use dispense_api::v1::job_service_client::JobServiceClient;
+use dispense_api::v1::port_service_client::PortServiceClient;
+use dispense_api::v1::process_service_client::ProcessServiceClient;
+use dispense_api::v1::runner_service_client::RunnerServiceClient;
+use dispense_api::v1::sandbox_service_client::SandboxServiceClient;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+pub use dispense_api::error::{Code, Error};
+pub use dispense_api::v1;
+pub use files::{Download, Upload};
+pub use ports::{PortReader, PortStream, PortWriter};
+pub use processes::{Events, Input, RunningProcess};
+
+/// A server that does not accept within this time is away.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent server is asked after this long.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Messages that wait in a stream that the caller writes.
+const STREAM_MESSAGES: usize = 8;
+
+/// Puts the API key into every request.
+#[derive(Clone)]
+struct ApiKey(MetadataValue<Ascii>);
+
+impl Interceptor for ApiKey {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+type Authenticated = InterceptedService<Channel, ApiKey>;
+
+/// A connection to a server. Cloning is cheap and shares it.
+#[derive(Clone)]
+pub struct Client {
+    channel: Channel,
+    key: ApiKey,
+}
+
+impl Client {
+    /// Connects to `http://HOST:PORT` with an API key.
+    pub async fn connect(url: &str, api_key: &str) -> Result<Self, Error> {
+        let invalid = |message: String| Error::new(Code::InvalidArgument, "endpoint", message);
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|_| invalid(format!("`{url}` is not the address of a server: use http://HOST:PORT")))?;
+        if endpoint.uri().scheme_str() != Some("http") {
+            return Err(invalid(format!("`{url}` is not an address that this client can use: use http://HOST:PORT")));
+        }
+        let key = format!("Bearer {api_key}")
+            .parse()
+            .map_err(|_| invalid("the API key has characters that no key has".to_owned()))?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .tcp_nodelay(true);
+        let channel = endpoint.connect().await.map_err(|error| error::unreachable(url, &error))?;
+        Ok(Self { channel, key: ApiKey(key) })
+    }
+
+    fn sandboxes(&self) -> SandboxServiceClient<Authenticated> {
+        SandboxServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(PAGE_MAX_BYTES)
+    }
+
+    fn runners_client(&self) -> RunnerServiceClient<Authenticated> {
+        RunnerServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(PAGE_MAX_BYTES)
+    }
+
+    fn jobs_client(&self) -> JobServiceClient<Authenticated> {
+        JobServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    fn processes(&self) -> ProcessServiceClient<Authenticated> {
+        ProcessServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
+    }
+
+    fn files(&self) -> FileServiceClient<Authenticated> {
+        FileServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
+    }
+
+    fn ports(&self) -> PortServiceClient<Authenticated> {
+        PortServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
+    }
+}
+
+/// A page of a thousand sandboxes, each with its environment.
+const PAGE_MAX_BYTES: usize = 64 << 20;

@@ -1,0 +1,92 @@
+//! Sandboxes, runners and jobs.
+
+use dispense_api::error::Error;
+use dispense_api::v1;
+
+use crate::retry::idempotent;
+use crate::{Client, error};
+
+impl Client {
+    /// Creates a sandbox; not retried, since it is not idempotent.
+    pub async fn create(&self, request: v1::CreateSandboxRequest) -> Result<v1::Sandbox, Error> {
+        self.sandboxes().create_sandbox(request).await.map(tonic::Response::into_inner).map_err(error::of)
+    }
+
+    /// One sandbox, by id or name.
+    pub async fn get(&self, sandbox: &str) -> Result<v1::Sandbox, Error> {
+        idempotent(|| async {
+            self.sandboxes().get_sandbox(v1::GetSandboxRequest { sandbox: sandbox.to_owned() }).await
+        })
+        .await
+    }
+
+    /// One page.
+    pub async fn list(&self, request: v1::ListSandboxesRequest) -> Result<v1::ListSandboxesResponse, Error> {
+        idempotent(|| async { self.sandboxes().list_sandboxes(request.clone()).await }).await
+    }
+
+    /// Every page.
+    pub async fn list_all(&self, mut request: v1::ListSandboxesRequest) -> Result<Vec<v1::Sandbox>, Error> {
+        let mut all = Vec::new();
+        loop {
+            let page = self.list(request.clone()).await?;
+            all.extend(page.sandboxes);
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Wants it running; with `wait` returns when it is, or has failed.
+    pub async fn start(&self, sandbox: &str, wait: bool) -> Result<v1::Sandbox, Error> {
+        let request = v1::StartSandboxRequest { sandbox: sandbox.to_owned(), wait, timeout_secs: 0 };
+        idempotent(|| async { self.sandboxes().start_sandbox(request.clone()).await }).await
+    }
+
+    /// Ends its processes, keeps its files.
+    pub async fn stop(&self, sandbox: &str, wait: bool) -> Result<v1::Sandbox, Error> {
+        let request = v1::StopSandboxRequest { sandbox: sandbox.to_owned(), wait, timeout_secs: 0 };
+        idempotent(|| async { self.sandboxes().stop_sandbox(request.clone()).await }).await
+    }
+
+    /// Removes it; with `wait` returns when nothing is left.
+    pub async fn delete(&self, sandbox: &str, force: bool, wait: bool) -> Result<v1::Sandbox, Error> {
+        let request = v1::DeleteSandboxRequest { sandbox: sandbox.to_owned(), wait, timeout_secs: 0, force };
+        idempotent(|| async { self.sandboxes().delete_sandbox(request.clone()).await }).await
+    }
+
+    /// Waits for a state.
+    pub async fn wait(&self, request: v1::WaitSandboxRequest) -> Result<v1::Sandbox, Error> {
+        idempotent(|| async { self.sandboxes().wait_sandbox(request.clone()).await }).await
+    }
+
+    /// Extends its lease.
+    pub async fn renew(&self, sandbox: &str) -> Result<v1::Sandbox, Error> {
+        let request = v1::RenewSandboxRequest { sandbox: sandbox.to_owned() };
+        idempotent(|| async { self.sandboxes().renew_sandbox(request.clone()).await }).await
+    }
+
+    /// Every runner.
+    pub async fn runners(&self) -> Result<Vec<v1::Runner>, Error> {
+        let runners = idempotent(|| async { self.runners_client().list_runners(v1::ListRunnersRequest {}).await });
+        Ok(runners.await?.runners)
+    }
+
+    /// One runner, by id or name.
+    pub async fn runner(&self, runner: &str) -> Result<v1::Runner, Error> {
+        let request = v1::GetRunnerRequest { runner: runner.to_owned() };
+        idempotent(|| async { self.runners_client().get_runner(request.clone()).await }).await
+    }
+
+    /// A page of jobs.
+    pub async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsResponse, Error> {
+        idempotent(|| async { self.jobs_client().list_jobs(request.clone()).await }).await
+    }
+
+    /// One job.
+    pub async fn job(&self, job: &str) -> Result<v1::Job, Error> {
+        let request = v1::GetJobRequest { job: job.to_owned() };
+        idempotent(|| async { self.jobs_client().get_job(request.clone()).await }).await
+    }
+}
