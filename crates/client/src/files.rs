@@ -120,13 +120,15 @@ impl Client {
         Upload { data, result }
     }
 
-    /// Packs a file or directory as a tar stream.
+    /// Packs a file or directory as a tar stream, whose entries are named from `name` on.
     pub async fn download_archive(
         &self,
         sandbox: &str,
         path: &str,
+        name: &str,
     ) -> Result<Download<v1::DownloadArchiveResponse>, Error> {
-        let request = v1::DownloadArchiveRequest { sandbox: sandbox.to_owned(), path: path.to_owned() };
+        let (sandbox, path, name) = (sandbox.to_owned(), path.to_owned(), name.to_owned());
+        let request = v1::DownloadArchiveRequest { sandbox, path, name };
         let mut stream = idempotent(|| async { self.files().download_archive(request.clone()).await }).await?;
         let first = stream.message().await.map_err(error::of)?;
         let Some(download_archive_response::Kind::Root(file)) = first.and_then(|message| message.kind) else {

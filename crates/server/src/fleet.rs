@@ -101,6 +101,7 @@ pub(crate) struct Fleet {
     entries: Mutex<Entries>,
     /// Room may have come free: whoever places should look again.
     pub(crate) room_changed: Notify,
+    attached: Notify,
 }
 
 #[derive(Default)]
@@ -117,7 +118,11 @@ impl Fleet {
             (known.id.clone(), Entry { known, used, link: None, heard: Instant::now(), lost: false })
         };
         let runners = known.into_iter().map(entry).collect();
-        Self { entries: Mutex::new(Entries { runners, links: 0 }), room_changed: Notify::new() }
+        Self {
+            entries: Mutex::new(Entries { runners, links: 0 }),
+            room_changed: Notify::new(),
+            attached: Notify::new(),
+        }
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut Entries) -> T) -> T {
@@ -145,7 +150,20 @@ impl Fleet {
             serial
         });
         self.room_changed.notify_one();
+        self.attached.notify_waiters();
         serial
+    }
+
+    /// Returns when a runner is connected.
+    pub(crate) async fn any_connected(&self) {
+        loop {
+            let mut attached = std::pin::pin!(self.attached.notified());
+            attached.as_mut().enable();
+            if self.with(|entries| entries.runners.values().any(|entry| entry.link.is_some())) {
+                return;
+            }
+            attached.await;
+        }
     }
 
     /// Forgets a link, unless a newer one has taken its place.

@@ -189,6 +189,11 @@ impl Server {
         &self.join_token
     }
 
+    /// Returns when a runner is connected.
+    pub async fn runner_connected(&self) {
+        self.parts.sandboxes.fleet.any_connected().await;
+    }
+
     /// Deletes every sandbox that has a lease, since those who held them are gone.
     pub async fn delete_leased(&self) {
         let sandboxes = &self.parts.sandboxes;

@@ -76,9 +76,16 @@ pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
     let meta = fs::symlink_metadata(&path).map_err(|error| refusal("read", &path, &error))?;
     let root = DownloadArchiveResponse { kind: Some(download_archive_response::Kind::Root(describe(&path, &meta))) };
     responses.send(&root).await.map_err(gone)?;
+    let name = match request.name.as_str() {
+        "" => path.file_name().map_or_else(|| Path::new(".").to_owned(), Into::into),
+        ".." => return Err(Error::new(Code::InvalidArgument, "invalid_field", "name: `..` is not a component")),
+        name if name.contains(['/', '\0']) => {
+            return Err(Error::new(Code::InvalidArgument, "invalid_field", format!("name: `{name}` is not one component")));
+        }
+        name => Path::new(name).to_owned(),
+    };
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let pack = blocking(move || {
-        let name = path.file_name().map_or_else(|| Path::new(".").to_owned(), Into::into);
         let writer = ChunkWriter { sender, current: Vec::new() };
         archive::pack(&path, &name, writer, |_| {}).map_err(|error| archive_refusal("pack", &path, &error))
     });

@@ -2368,9 +2368,12 @@ pub struct ArchiveSummary {
 pub struct DownloadArchiveRequest {
     #[prost(string, tag = "1")]
     pub sandbox: ::prost::alloc::string::String,
-    /// Entries are named from its last component.
     #[prost(string, tag = "2")]
     pub path: ::prost::alloc::string::String,
+    /// What the entries are named from: one component. Empty means the last one of `path`; `.` means that the
+    /// entries of a directory have nothing before their names.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DownloadArchiveResponse {

@@ -1,0 +1,396 @@
+//! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::units::{self, Pair};
+
+/// Dispense hands out sandboxes: isolated Linux environments for programs, people and agents.
+#[derive(Parser)]
+#[command(name = "dispense", version, disable_help_subcommand = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+#[derive(Args)]
+pub(crate) struct Global {
+    /// Show results as a table or as JSON
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+    /// Server to use, e.g. http://127.0.0.1:8080
+    #[arg(long, global = true, env = "DISPENSE_URL")]
+    pub(crate) url: Option<String>,
+    /// API key for that server
+    #[arg(long, global = true, env = "DISPENSE_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Option<String>,
+    /// Where a local server keeps its data [default: $XDG_DATA_HOME/dispense]
+    #[arg(long, global = true, env = "DISPENSE_DATA_DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a new sandbox, which is deleted afterwards
+    Run(RunArgs),
+    /// Create a sandbox and wait until it runs
+    Create(CreateArgs),
+    /// List sandboxes
+    List(ListArgs),
+    /// Show one sandbox
+    Get(OneArgs),
+    /// Start a stopped or failed sandbox
+    Start(OneArgs),
+    /// End all processes of sandboxes, keep their files
+    Stop(SeveralArgs),
+    /// Delete sandboxes with their files
+    Delete(DeleteArgs),
+    /// Run a command in a running sandbox
+    Exec(ExecArgs),
+    /// Open a shell in a running sandbox
+    Shell(ShellArgs),
+    /// Copy files or directories: PATH SANDBOX:PATH, or SANDBOX:PATH PATH
+    Cp(CpArgs),
+    /// List jobs: the record of each wanted change
+    Jobs(JobsArgs),
+    /// Keep a server and a runner running on this machine
+    Up(UpArgs),
+    /// Run a server
+    Server(ServerArgs),
+    /// Join a server as a runner, or list runners
+    Runner(RunnerArgs),
+    /// Show and change the configuration of this command
+    Config(ConfigArgs),
+    /// Check what this machine allows, and say what to change
+    Doctor,
+    /// Measure this installation through the whole API
+    Bench(BenchArgs),
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// The server behind `run`
+    #[command(name = "__embedded", hide = true)]
+    Embedded,
+}
+
+impl Command {
+    /// Whether it runs until it is told to end.
+    pub(crate) fn is_service(&self) -> bool {
+        match self {
+            Self::Up(_) | Self::Server(_) | Self::Embedded => true,
+            Self::Runner(args) => args.command.is_none(),
+            _ => false,
+        }
+    }
+}
+
+/// What a new sandbox is like.
+#[derive(Args, Clone)]
+pub(crate) struct SpecArgs {
+    /// Name of the sandbox [default: a new one]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Template to start from
+    #[arg(long, default_value = "host")]
+    pub(crate) template: String,
+    /// Cores, e.g. 0.5 or 2
+    #[arg(long, value_parser = units::cpu_millis)]
+    pub(crate) cpu: Option<u32>,
+    /// Memory, e.g. 512M or 2G
+    #[arg(long, value_parser = units::bytes)]
+    pub(crate) memory: Option<u64>,
+    /// Disk space, e.g. 10G
+    #[arg(long, value_parser = units::bytes)]
+    pub(crate) disk: Option<u64>,
+    /// Processes and threads at most
+    #[arg(long)]
+    pub(crate) pids: Option<u32>,
+    /// Variable for every process; K alone takes the value from here
+    #[arg(long, value_name = "K=V", value_parser = units::variable)]
+    pub(crate) env: Vec<Pair>,
+    /// File with one K=V a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Working directory of every process
+    #[arg(long)]
+    pub(crate) workdir: Option<String>,
+    /// User inside, by name or uid
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// What it can reach
+    #[arg(long, value_enum, default_value_t = NetworkArg::None)]
+    pub(crate) network: NetworkArg,
+    /// Label, for filters
+    #[arg(long, value_name = "K=V", value_parser = units::label)]
+    pub(crate) label: Vec<Pair>,
+    /// Group, for filters
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Delete it after this long, e.g. 30m or 2h
+    #[arg(long, value_parser = units::duration)]
+    pub(crate) ttl: Option<Duration>,
+    /// Runner by id or name, or a label K=V of runners
+    #[arg(long)]
+    pub(crate) target: Option<String>,
+    /// Refuse where one of the limits cannot be enforced
+    #[arg(long)]
+    pub(crate) require_limits: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NetworkArg {
+    /// Loopback only
+    None,
+    /// Outbound connections to public addresses
+    Nat,
+}
+
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    /// End the command after this long, e.g. 30s (exit code 124)
+    #[arg(long, value_parser = units::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Keep the sandbox afterwards
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Give the command a terminal [default: when stdin and stdout are one]
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    /// Wait this long until it runs
+    #[arg(long, value_parser = units::duration, default_value = "60s")]
+    pub(crate) timeout: Duration,
+    /// Do not wait
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Taken for symmetry with `run`: a created sandbox is always kept
+    #[arg(long, hide = true)]
+    pub(crate) keep: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ListArgs {
+    /// Only this group
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Only with this label
+    #[arg(long, value_name = "K=V", value_parser = units::label)]
+    pub(crate) label: Vec<Pair>,
+    /// Also deleted ones
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct OneArgs {
+    /// Id or name
+    pub(crate) sandbox: String,
+}
+
+#[derive(Args)]
+pub(crate) struct SeveralArgs {
+    /// Ids or names
+    #[arg(required = true)]
+    pub(crate) sandbox: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct DeleteArgs {
+    /// Ids or names
+    #[arg(required = true)]
+    pub(crate) sandbox: Vec<String>,
+    /// Also when its runner is gone; its box is removed when the runner is back
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct ExecArgs {
+    /// Pass stdin on [default: unless it is a terminal]
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Variable for the command; K alone takes the value from here
+    #[arg(long, value_name = "K=V", value_parser = units::variable)]
+    pub(crate) env: Vec<Pair>,
+    /// Working directory
+    #[arg(long)]
+    pub(crate) workdir: Option<String>,
+    /// User inside, by name or uid
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// End the command after this long, e.g. 30s (exit code 124)
+    #[arg(long, value_parser = units::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Id or name
+    pub(crate) sandbox: String,
+    /// Command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct ShellArgs {
+    /// User inside, by name or uid
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// Working directory
+    #[arg(long)]
+    pub(crate) workdir: Option<String>,
+    /// Id or name
+    pub(crate) sandbox: String,
+}
+
+#[derive(Args)]
+pub(crate) struct CpArgs {
+    /// PATH or SANDBOX:PATH; a path that ends in `/.` means what is in the directory
+    pub(crate) from: String,
+    /// PATH or SANDBOX:PATH
+    pub(crate) to: String,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct JobsArgs {
+    /// Only of this sandbox
+    pub(crate) sandbox: Option<String>,
+    /// At most this many
+    #[arg(long, default_value_t = 50)]
+    pub(crate) limit: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+    #[command(flatten)]
+    pub(crate) templates: TemplateArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct ListenArgs {
+    /// Address for clients
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) address: SocketAddr,
+    /// Address for runners
+    #[arg(long, default_value = "127.0.0.1:50051")]
+    pub(crate) runner_address: SocketAddr,
+}
+
+#[derive(Args)]
+pub(crate) struct TemplateArgs {
+    /// Template of a name, from a directory or a tar archive
+    #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
+    pub(crate) template: Vec<Pair>,
+}
+
+#[derive(Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) listen: ListenArgs,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct RunnerArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RunnerCommand>,
+    /// Server to join, e.g. http://server:50051
+    #[arg(long, required = true, value_name = "URL")]
+    pub(crate) join: Option<String>,
+    /// Join token; not needed once the runner has joined
+    #[arg(long, env = "DISPENSE_JOIN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// Where boxes and identity are kept [default: runner in the data directory]
+    #[arg(long)]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Name of the runner [default: the host name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Label, for placement
+    #[arg(long, value_name = "K=V", value_parser = units::label)]
+    pub(crate) label: Vec<Pair>,
+    #[command(flatten)]
+    pub(crate) templates: TemplateArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RunnerCommand {
+    /// List runners
+    List,
+}
+
+#[derive(Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Show which server is used and where each value comes from
+    Show,
+    /// Set a value
+    Set {
+        /// Which value
+        key: ConfigKey,
+        /// The value
+        value: String,
+    },
+    /// Remove a value
+    Unset {
+        /// Which value
+        key: ConfigKey,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigKey {
+    /// The server
+    Url,
+    /// The API key for it
+    ApiKey,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 50)]
+    pub(crate) rounds: u32,
+    /// Idle sandboxes for the measurement of memory
+    #[arg(long, default_value_t = 50)]
+    pub(crate) idle: u32,
+    /// Template to measure with
+    #[arg(long, default_value = "host")]
+    pub(crate) template: String,
+}

@@ -1,0 +1,47 @@
+//! One module a command, or a few that belong together.
+
+mod bench;
+mod config;
+mod copy;
+mod create;
+mod doctor;
+mod exec;
+mod jobs;
+mod run;
+mod runner;
+mod sandboxes;
+mod serve;
+
+use clap::CommandFactory;
+use dispense_client::Error;
+
+use crate::args::{Cli, Command};
+
+/// Runs the command; the exit code, or why there is none.
+pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(args) => run::run(global, args).await,
+        Command::Create(args) => create::create(global, args).await,
+        Command::List(args) => sandboxes::list(global, args).await,
+        Command::Get(args) => sandboxes::get(global, args).await,
+        Command::Start(args) => sandboxes::start(global, args).await,
+        Command::Stop(args) => sandboxes::stop(global, args).await,
+        Command::Delete(args) => sandboxes::delete(global, args).await,
+        Command::Exec(args) => exec::exec(global, args).await,
+        Command::Shell(args) => exec::shell(global, args).await,
+        Command::Cp(args) => copy::copy(global, args).await,
+        Command::Jobs(args) => jobs::jobs(global, args).await,
+        Command::Up(args) => serve::up(global, args).await,
+        Command::Server(args) => serve::server(global, args).await,
+        Command::Runner(args) => runner::runner(global, args).await,
+        Command::Config(args) => config::config(global, args).await,
+        Command::Doctor => doctor::doctor(global).await,
+        Command::Bench(args) => bench::bench(global, args).await,
+        Command::Embedded => serve::embedded(global).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "dispense", &mut std::io::stdout());
+            Ok(0)
+        }
+    }
+}

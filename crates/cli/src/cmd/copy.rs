@@ -1,0 +1,265 @@
+//! `dispense cp`: files and trees, both ways, as one archive stream.
+//!
+//! As cp(1) has it: a destination that is a directory takes the source into it, any other is what the source
+//! becomes; a source that ends in `/.` means what is in the directory.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, Bytes};
+use dispense_api::archive::{self, ArchiveError, Summary};
+use dispense_client::{Client, Code, Error, Upload, v1};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::mpsc;
+
+use crate::args::{CpArgs, Global, Output};
+use crate::endpoint::connect;
+use crate::failure::{local, usage};
+
+/// Of the stream.
+const CHUNK_BYTES: usize = 256 << 10;
+/// Between the packing thread and the stream.
+const CHUNKS_IN_FLIGHT: usize = 8;
+
+/// One side of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Here(String),
+    Inside { sandbox: String, path: String },
+}
+
+/// `SANDBOX:PATH`; anything with a `/` before the colon is a path here.
+fn place(text: &str) -> Result<Place, Error> {
+    match text.split_once(':') {
+        Some((sandbox, path)) if !sandbox.is_empty() && !sandbox.contains('/') => {
+            if path.is_empty() {
+                return Err(usage(format!("`{text}` has no path after the colon")));
+            }
+            Ok(Place::Inside { sandbox: sandbox.to_owned(), path: path.to_owned() })
+        }
+        _ if text.is_empty() => Err(usage("an empty path")),
+        _ => Ok(Place::Here(text.to_owned())),
+    }
+}
+
+/// Copies.
+pub(super) async fn copy(global: &Global, args: CpArgs) -> Result<u8, Error> {
+    let progress = Progress::new(args.quiet || global.output == Output::Json);
+    match (place(&args.from)?, place(&args.to)?) {
+        (Place::Here(from), Place::Inside { sandbox, path }) => {
+            let from = PathBuf::from(from);
+            // Looked at first: a mistyped source does not need a server.
+            fs::symlink_metadata(&from).map_err(|error| local(format_args!("read {}", from.display()), &error))?;
+            let connected = connect(global).await?;
+            upload(&connected.client, from, &sandbox, &path, progress).await?;
+        }
+        (Place::Inside { sandbox, path }, Place::Here(to)) => {
+            let connected = connect(global).await?;
+            download(&connected.client, &sandbox, &path, Path::new(&to), progress).await?;
+        }
+        (Place::Here(_), Place::Here(_)) => {
+            return Err(usage("neither path is in a sandbox: write SANDBOX:PATH"));
+        }
+        (Place::Inside { .. }, Place::Inside { .. }) => {
+            return Err(usage("both paths are in sandboxes: copy through this machine, in two steps"));
+        }
+    }
+    Ok(0)
+}
+
+async fn upload(client: &Client, from: PathBuf, sandbox: &str, to: &str, progress: Progress) -> Result<(), Error> {
+    let contents_only = means_contents(&from.to_string_lossy());
+    let (into, name) = if contents_only {
+        (to.to_owned(), PathBuf::from("."))
+    } else if is_directory_inside(client, sandbox, to).await? {
+        let name = from.file_name().ok_or_else(|| usage(format!("`{}` has no name to copy to", from.display())))?;
+        (to.to_owned(), PathBuf::from(name))
+    } else {
+        let path = Path::new(to);
+        let name = path.file_name().ok_or_else(|| usage(format!("`{to}` is not a path to copy to")))?;
+        let parent = path.parent().map(|parent| parent.to_string_lossy().into_owned()).unwrap_or_default();
+        (if parent.is_empty() { ".".to_owned() } else { parent }, PathBuf::from(name))
+    };
+    let stream = client.upload_archive(sandbox, v1::UploadArchive { path: into, owner: String::new() });
+    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let bar = progress.clone();
+    let pack = tokio::task::spawn_blocking(move || {
+        let mut writer = ChunkWriter { sender, current: Vec::with_capacity(CHUNK_BYTES) };
+        let summary = archive::pack(&from, &name, &mut writer, |summary| bar.tell(summary))?;
+        writer.flush().map_err(|error| ArchiveError::Stream("write", error))?;
+        Ok::<Summary, ArchiveError>(summary)
+    });
+    send(&stream, chunks).await;
+    let packed = pack.await.map_err(|error| local("pack", &error))?;
+    match packed {
+        // The sandbox stopped taking it, and says why.
+        Err(ArchiveError::Stream(..)) => {
+            stream.finish().await?;
+            Err(Error::new(Code::Unavailable, "upload_ended", "the sandbox stopped taking the copy"))
+        }
+        Err(error) => Err(local("copy", &error)),
+        Ok(summary) => {
+            stream.finish().await?;
+            progress.done(summary);
+            Ok(())
+        }
+    }
+}
+
+async fn send(stream: &Upload<v1::ArchiveSummary>, mut chunks: mpsc::Receiver<Bytes>) {
+    while let Some(chunk) = chunks.recv().await {
+        if stream.write(chunk).await.is_err() {
+            // Dropping the receiver stops the packing.
+            return;
+        }
+    }
+}
+
+async fn is_directory_inside(client: &Client, sandbox: &str, path: &str) -> Result<bool, Error> {
+    match client.stat(sandbox, path, true).await {
+        Ok(file) => Ok(file.kind() == v1::FileKind::Directory),
+        // Of the path, not of the sandbox.
+        Err(error) if error.code == Code::NotFound && error.reason != dispense_api::error::reason::SANDBOX_UNKNOWN => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn download(client: &Client, sandbox: &str, from: &str, to: &Path, progress: Progress) -> Result<(), Error> {
+    let (into, name) = if means_contents(from) {
+        fs::create_dir_all(to).map_err(|error| local(format_args!("make {}", to.display()), &error))?;
+        (to.to_owned(), ".".to_owned())
+    } else if to.is_dir() {
+        (to.to_owned(), String::new())
+    } else {
+        let name = to.file_name().ok_or_else(|| usage(format!("`{}` is not a path to copy to", to.display())))?;
+        let name = name.to_str().ok_or_else(|| usage("the destination's name is not UTF-8"))?.to_owned();
+        let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        (parent.to_owned(), name)
+    };
+    let mut stream = client.download_archive(sandbox, from, &name).await?;
+    let folder = File::open(&into).map_err(|error| local(format_args!("open {}", into.display()), &error))?;
+    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let bar = progress.clone();
+    let unpack = tokio::task::spawn_blocking(move || {
+        let reader = ChunkReader { chunks, current: Bytes::new() };
+        // The other side may be hostile: nothing leaves the destination, whatever the archive says.
+        archive::unpack(reader, &folder, None, |summary| bar.tell(summary))
+    });
+    let received = async {
+        while let Some(chunk) = stream.next().await? {
+            if sender.send(Ok(chunk)).await.is_err() {
+                break;
+            }
+        }
+        Ok::<(), Error>(())
+    };
+    let received = received.await;
+    if received.is_err() {
+        // What was cut must not look like the end. The unpacking may have ended first.
+        let _ = sender.send(Err(io::ErrorKind::ConnectionReset.into())).await;
+    }
+    drop(sender);
+    let unpacked = unpack.await.map_err(|error| local("unpack", &error))?;
+    received?;
+    progress.done(unpacked.map_err(|error| local("copy", &error))?);
+    Ok(())
+}
+
+fn means_contents(path: &str) -> bool {
+    path == "." || path.ends_with("/.")
+}
+
+/// Writes into a channel, in chunks.
+struct ChunkWriter {
+    sender: mpsc::Sender<Bytes>,
+    current: Vec<u8>,
+}
+
+impl Write for ChunkWriter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.current.len() + data.len() > CHUNK_BYTES {
+            self.flush()?;
+        }
+        let count = data.len().min(CHUNK_BYTES);
+        self.current.extend_from_slice(&data[..count]);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.current.is_empty() {
+            return Ok(());
+        }
+        let chunk = Bytes::from(std::mem::replace(&mut self.current, Vec::with_capacity(CHUNK_BYTES)));
+        self.sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Reads what comes through a channel.
+struct ChunkReader {
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
+    current: Bytes,
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+/// How far it is; silent when stderr is no terminal.
+#[derive(Clone)]
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new(quiet: bool) -> Self {
+        if quiet {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new_spinner();
+        let style = ProgressStyle::with_template("{spinner} {msg}  {elapsed}  {binary_bytes_per_sec}");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    fn tell(&self, summary: Summary) {
+        self.0.set_position(summary.bytes);
+        self.0.set_message(format!("{} files, {}", summary.entries, crate::units::show_bytes(summary.bytes)));
+    }
+
+    fn done(&self, summary: Summary) {
+        self.0.finish_and_clear();
+        if summary.skipped > 0 {
+            eprintln!("dispense: {} devices, sockets or pipes were not copied", summary.skipped);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_colon_before_a_slash_names_a_sandbox() {
+        let inside = |sandbox: &str, path: &str| Place::Inside { sandbox: sandbox.into(), path: path.into() };
+        assert_eq!(place("box:/tmp").expect("valid"), inside("box", "/tmp"));
+        assert_eq!(place("box:a:b").expect("valid"), inside("box", "a:b"));
+        for here in ["./a:b", "/a:b", "plain", ":x"] {
+            assert_eq!(place(here).expect("valid"), Place::Here(here.into()));
+        }
+        assert!(place("box:").is_err());
+        assert!(place("").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! `dispense create`, and what a new sandbox is like for `run` too.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use dispense_client::{Client, Code, Error, v1};
+
+use crate::args::{CreateArgs, Global, NetworkArg, Output, SpecArgs};
+use crate::endpoint::connect;
+use crate::failure::{local, usage};
+use crate::show;
+use crate::units::env_file;
+
+/// Creates a sandbox and waits until it runs.
+pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Error> {
+    let mut request = request(args.spec)?;
+    request.wait = !args.no_wait;
+    request.timeout_secs = u32::try_from(args.timeout.as_secs().max(1)).unwrap_or(u32::MAX);
+    let connected = connect(global).await?;
+    let sandbox = connected.client.create(request).await?;
+    if sandbox.state() == v1::SandboxState::Failed {
+        return Err(failed(&connected.client, sandbox).await);
+    }
+    warn_unenforced(&sandbox);
+    match global.output {
+        Output::Json => show::json(&show::SandboxJson::from(sandbox)),
+        Output::Table => println!("{}", sandbox.name),
+    }
+    Ok(0)
+}
+
+/// Removes what could not be started, so that nothing half made is left, and says why it could not.
+async fn failed(client: &Client, sandbox: v1::Sandbox) -> Error {
+    let message = format!("sandbox `{}` could not be started and was removed: {}", sandbox.name, sandbox.reason);
+    let error = Error::new(Code::FailedPrecondition, "sandbox_failed", message);
+    match client.delete(&sandbox.id, false, true).await {
+        Ok(_) => error,
+        Err(second) => {
+            let message = format!(
+                "sandbox `{}` could not be started: {}; nor could it be removed: {second}",
+                sandbox.name, sandbox.reason
+            );
+            Error { message, ..error }
+        }
+    }
+}
+
+/// The request that the flags ask for.
+pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error> {
+    let mut env = BTreeMap::new();
+    for path in &args.env_file {
+        let text = fs::read_to_string(path).map_err(|error| local(format_args!("read {}", path.display()), &error))?;
+        env.extend(env_file(&text).map_err(|why| usage(format!("{}: {why}", path.display())))?);
+    }
+    // A flag beats a file.
+    env.extend(args.env);
+    let spec = v1::SandboxSpec {
+        template: args.template,
+        resources: Some(v1::Resources {
+            cpu_millis: given("cpu", args.cpu)?,
+            memory_bytes: given("memory", args.memory)?,
+            disk_bytes: given("disk", args.disk)?,
+            pids: given("pids", args.pids)?,
+        }),
+        network: match args.network {
+            NetworkArg::None => v1::Network::None,
+            NetworkArg::Nat => v1::Network::Nat,
+        }
+        .into(),
+        env,
+        workdir: args.workdir.unwrap_or_default(),
+        user: args.user.unwrap_or_default(),
+        ttl_secs: args.ttl.map_or(Ok(0), |ttl| {
+            u32::try_from(ttl.as_secs().max(1)).map_err(|_| usage("ttl: use at most ten years"))
+        })?,
+        lease_secs: 0,
+        require_limits: args.require_limits,
+        target: args.target.unwrap_or_default(),
+    };
+    Ok(v1::CreateSandboxRequest {
+        name: args.name.unwrap_or_default(),
+        spec: Some(spec),
+        labels: args.label.into_iter().collect(),
+        group: args.group.unwrap_or_default(),
+        wait: false,
+        timeout_secs: 0,
+    })
+}
+
+/// On the wire 0 means the default, which is not what somebody means who writes 0.
+fn given<T: Default + PartialEq>(flag: &str, value: Option<T>) -> Result<T, Error> {
+    match value {
+        Some(value) if value == T::default() => Err(usage(format!("{flag}: 0 is not within the limits"))),
+        value => Ok(value.unwrap_or_default()),
+    }
+}
+
+/// Says which limits do not hold.
+pub(super) fn warn_unenforced(sandbox: &v1::Sandbox) {
+    if sandbox.unenforced_limits.is_empty() {
+        return;
+    }
+    let list: Vec<String> = sandbox.unenforced_limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
+    eprintln!("dispense: not enforced here: {}; `--require-limits` refuses then", list.join(", "));
+}

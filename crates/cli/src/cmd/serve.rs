@@ -1,0 +1,142 @@
+//! `dispense up`, `dispense server`, and the embedded server behind `run`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use dispense_client::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::{Global, ListenArgs, ServerArgs, UpArgs};
+use crate::endpoint::data_dir;
+use crate::failure::local;
+use crate::local::lease::Announcement;
+use crate::local::{Local, LocalConfig};
+use crate::units::Pair;
+
+/// A client that started an embedded server takes its lease within this time.
+const FIRST_LEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Server and runner, until a signal.
+pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
+    serve(global, args.listen, true, args.templates.template).await
+}
+
+/// The server alone, until a signal.
+pub(super) async fn server(global: &Global, args: ServerArgs) -> Result<u8, Error> {
+    serve(global, args.listen, false, vec![]).await
+}
+
+async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec<Pair>) -> Result<u8, Error> {
+    let data_dir = data_dir(global)?;
+    let mut stop = StopSignals::listen()?;
+    let started = Local::start(LocalConfig {
+        data_dir: data_dir.clone(),
+        address: listen.address,
+        runner_address: listen.runner_address,
+        embedded: false,
+        runner,
+        templates: absolute(templates)?,
+    });
+    let mut server = tokio::select! {
+        started = started => started?,
+        () = stop.next() => return Ok(0),
+    };
+    let info = &server.info;
+    println!(
+        "Dispense serves at {}; its administrator's key is in {}.",
+        info.url,
+        data_dir.join("admin.key").display()
+    );
+    println!("On this machine, as this user:  dispense run -- uname -a");
+    println!("From elsewhere:                 DISPENSE_URL={} DISPENSE_API_KEY=… dispense list", info.url);
+    println!("Another machine joins with:     dispense runner --join {} --token {}", info.runner_url, info.join_token);
+    if !listen.address.ip().is_loopback() || !listen.runner_address.ip().is_loopback() {
+        println!("Traffic beyond this machine is not encrypted: use a private network or a tunnel.");
+    }
+    let ended = tokio::select! {
+        () = stop.next() => Ok(0),
+        error = server.runner_ended() => Err(error),
+    };
+    // A second signal does not wait.
+    tokio::select! {
+        () = server.stop() => ended,
+        () = stop.next() => Ok(crate::failure::OURS),
+    }
+}
+
+/// The server behind `run`: lives as long as somebody holds a lease.
+pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
+    // A session of its own: Ctrl-C is for the command that the user sees.
+    if let Err(error) = rustix::process::setsid() {
+        tracing::debug!(%error, "setsid");
+    }
+    let mut stop = StopSignals::listen()?;
+    let started = Local::start(LocalConfig {
+        data_dir: data_dir(global)?,
+        address: ([127, 0, 0, 1], 0).into(),
+        runner_address: ([127, 0, 0, 1], 0).into(),
+        embedded: true,
+        runner: true,
+        templates: BTreeMap::new(),
+    });
+    let mut server = match started.await {
+        Ok(server) => server,
+        Err(error) => {
+            Announcement::Failed { reason: error.reason.clone(), message: error.message.clone() }.tell();
+            return Err(error);
+        }
+    };
+    let leases = server.leases();
+    Announcement::Ready.tell();
+    tokio::select! {
+        () = stop.next() => {}
+        () = unused(leases) => {}
+        error = server.runner_ended() => tracing::error!(%error, "runner"),
+    }
+    server.stop().await;
+    Ok(0)
+}
+
+/// Returns when the last lease is closed, or none was taken in time.
+async fn unused(mut leases: watch::Receiver<usize>) {
+    let first = tokio::time::timeout(FIRST_LEASE_TIMEOUT, leases.wait_for(|count| *count > 0)).await;
+    let taken = matches!(first, Ok(Ok(_)));
+    drop(first);
+    if taken {
+        // An error means that the socket is gone, and nobody can come.
+        let _ = leases.wait_for(|count| *count == 0).await;
+    }
+}
+
+/// Paths of templates, which are read after the working directory may have changed.
+pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, std::path::PathBuf>, Error> {
+    templates
+        .into_iter()
+        .map(|(name, path)| {
+            std::path::absolute(&path)
+                .map(|path| (name, path))
+                .map_err(|error| local(format_args!("resolve {path}"), &error))
+        })
+        .collect()
+}
+
+/// SIGINT and SIGTERM.
+pub(super) struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    pub(super) fn listen() -> Result<Self, Error> {
+        let listen = |kind| signal(kind).map_err(|error| local("listen for signals", &error));
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Which server a command uses: the configured one, or the one of this machine's data directory.
+
+use std::path::PathBuf;
+
+use dispense_client::{Client, Error};
+
+use crate::args::Global;
+use crate::config::{self, Config};
+use crate::failure::usage;
+use crate::local::lease::{self, Lease};
+
+/// Where the values of an endpoint come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    /// A server that the user named.
+    Configured { url: String, api_key: String, source: &'static str },
+    /// The one of the data directory.
+    Local { data_dir: PathBuf },
+}
+
+/// A connection, and what keeps the server behind it alive.
+pub(crate) struct Connected {
+    pub(crate) client: Client,
+    /// Of a local server: it may end when the last of these is dropped.
+    _lease: Option<Lease>,
+}
+
+/// Decides which server to use.
+pub(crate) fn resolve(global: &Global) -> Result<Endpoint, Error> {
+    let file = Config::load()?;
+    let (url, source) = match (&global.url, &file.url) {
+        (Some(url), _) => (url.clone(), "flag or DISPENSE_URL"),
+        (None, Some(url)) => (url.clone(), "configuration file"),
+        (None, None) => return Ok(Endpoint::Local { data_dir: data_dir(global)? }),
+    };
+    // A key belongs to its server: one from the file is not sent to a server from a flag.
+    let from_file = file.api_key.filter(|_| file.url.as_deref() == Some(&url));
+    let api_key = global.api_key.clone().or(from_file).ok_or_else(|| {
+        usage(format!("there is no API key for {url}: set DISPENSE_API_KEY, or use `dispense config set api-key`"))
+    })?;
+    Ok(Endpoint::Configured { url, api_key, source })
+}
+
+/// The data directory of a local server.
+pub(crate) fn data_dir(global: &Global) -> Result<PathBuf, Error> {
+    match &global.data_dir {
+        Some(path) => std::path::absolute(path).map_err(|error| crate::failure::local("resolve --data-dir", &error)),
+        None => config::default_data_dir(),
+    }
+}
+
+/// Connects; a local server is started when none runs.
+pub(crate) async fn connect(global: &Global) -> Result<Connected, Error> {
+    match resolve(global)? {
+        Endpoint::Configured { url, api_key, .. } => {
+            Ok(Connected { client: Client::connect(&url, &api_key).await?, _lease: None })
+        }
+        Endpoint::Local { data_dir } => {
+            let lease = lease::take(&data_dir).await?;
+            let client = Client::connect(&lease.info.url, &lease.info.api_key).await?;
+            Ok(Connected { client, _lease: Some(lease) })
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A process of a sandbox on this terminal or these pipes: bytes pass unchanged in both directions, signals
+//! and sizes reach the process, the terminal is restored whatever happens.
+
+mod input;
+mod output;
+mod signals;
+mod terminal;
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dispense_client::{Client, Error, RunningProcess, v1};
+use tokio::time::Instant;
+
+pub(crate) use terminal::{is_terminal, size};
+
+use output::{Output, Sink};
+use signals::Signals;
+use terminal::RawMode;
+
+/// A second request to end that comes this much later than the first means it: the process is killed.
+const KILL_AFTER: Duration = Duration::from_secs(2);
+const SIGKILL: u32 = 9;
+
+/// How it ended.
+pub(crate) enum Ended {
+    /// By itself or by a signal.
+    Exited(v1::ProcessExited),
+    /// Nobody reads stdout any more.
+    ReaderGone,
+}
+
+/// What is connected to the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Streams {
+    /// Pass our stdin on.
+    pub(crate) stdin: bool,
+    /// It has a terminal.
+    pub(crate) tty: bool,
+}
+
+/// Starts a process and carries it to its end.
+pub(crate) async fn run(
+    client: &Client,
+    sandbox: &str,
+    mut start: v1::StartProcess,
+    streams: Streams,
+) -> Result<Ended, Error> {
+    start.stdin = streams.stdin;
+    if streams.tty {
+        let (cols, rows) = size();
+        let term = std::env::var("TERM").unwrap_or_default();
+        start.pty = Some(v1::Pty { cols, rows, term });
+    }
+    // Before the start: a signal that comes now is for the process.
+    let signals = Signals::listen(streams.tty)?;
+    let process = client.run(sandbox, start).await?;
+    let raw = if streams.tty && is_terminal(std::io::stdin().as_fd()) { Some(RawMode::enter()?) } else { None };
+    if streams.stdin || streams.tty {
+        input::forward(process.input.clone());
+    }
+    let mut session = Session { client, sandbox, process, signals, pid: None, asked_to_end: None, queued: vec![] };
+    let ended = session.carry().await;
+    drop(raw);
+    ended
+}
+
+struct Session<'a> {
+    client: &'a Client,
+    sandbox: &'a str,
+    process: RunningProcess,
+    signals: Signals,
+    pid: Option<u32>,
+    /// When the first signal came that asks for an end.
+    asked_to_end: Option<Instant>,
+    /// Signals that came before the process had started.
+    queued: Vec<u32>,
+}
+
+impl Session<'_> {
+    async fn carry(&mut self) -> Result<Ended, Error> {
+        let output = Output::start();
+        let mut waiting: Option<(Sink, Bytes)> = None;
+        let exited = loop {
+            // CANCEL SAFETY: a chunk stays in `waiting` until the writer has room for it.
+            tokio::select! {
+                room = output.room(), if waiting.is_some() => match room {
+                    Some(room) => {
+                        if let Some(chunk) = waiting.take() {
+                            room.send(chunk);
+                        }
+                    }
+                    None => return self.reader_gone().await,
+                },
+                event = self.process.events.next(), if waiting.is_none() => match event?.and_then(|event| event.kind) {
+                    Some(v1::process_event::Kind::Started(process)) => self.started(process.pid).await,
+                    Some(v1::process_event::Kind::Output(chunk)) => {
+                        let sink = match chunk.stream() {
+                            v1::OutputStream::Stderr => Sink::Stderr,
+                            v1::OutputStream::Stdout | v1::OutputStream::Pty | v1::OutputStream::Unspecified => Sink::Stdout,
+                        };
+                        waiting = Some((sink, chunk.data));
+                    }
+                    Some(v1::process_event::Kind::Gap(gap)) => {
+                        eprintln!("dispense: {} bytes of output were dropped", gap.to - gap.from);
+                    }
+                    Some(v1::process_event::Kind::Exited(exited)) => break exited,
+                    None => return Err(Error::new(
+                        dispense_client::Code::Unavailable,
+                        "cut",
+                        "the stream of the process ended before the process did: see `dispense get`",
+                    )),
+                },
+                signal = self.signals.next() => self.signal(signal).await,
+                () = output.failed(), if waiting.is_none() => return self.reader_gone().await,
+            }
+        };
+        tokio::select! {
+            written = output.finish() => if written { Ok(Ended::Exited(exited)) } else { Ok(Ended::ReaderGone) },
+            // Nobody reads, and somebody wants an end.
+            _ = self.signals.next() => Ok(Ended::Exited(exited)),
+        }
+    }
+
+    async fn started(&mut self, pid: u32) {
+        self.pid = Some(pid);
+        for signal in std::mem::take(&mut self.queued) {
+            self.send(pid, signal).await;
+        }
+    }
+
+    async fn signal(&mut self, signal: signals::Event) {
+        let number = match signal {
+            signals::Event::Resized => {
+                if let Some(pid) = self.pid {
+                    let (cols, rows) = size();
+                    if let Err(error) = self.client.resize(self.sandbox, pid, cols, rows).await {
+                        tracing::debug!(%error, "resize");
+                    }
+                }
+                return;
+            }
+            signals::Event::Signal(number) => number,
+        };
+        let insists = self.asked_to_end.is_some_and(|first| first.elapsed() > KILL_AFTER);
+        self.asked_to_end.get_or_insert_with(Instant::now);
+        let number = if insists { SIGKILL } else { number };
+        match self.pid {
+            Some(pid) => self.send(pid, number).await,
+            None => self.queued.push(number),
+        }
+    }
+
+    async fn send(&self, pid: u32, signal: u32) {
+        // A process that has just ended takes none.
+        if let Err(error) = self.client.signal(self.sandbox, pid, signal).await {
+            tracing::debug!(%error, "signal");
+        }
+    }
+
+    /// Nobody reads what the process writes: it is ended as a broken pipe would end it.
+    async fn reader_gone(&mut self) -> Result<Ended, Error> {
+        if let Some(pid) = self.pid {
+            self.send(pid, SIGKILL).await;
+        }
+        Ok(Ended::ReaderGone)
+    }
+}
