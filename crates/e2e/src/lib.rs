@@ -1,1 +1,10 @@
-//! stub
+//! The whole system under test: the real `dispense` binary on the native backend, driven from outside.
+//!
+//! Each test makes a [`Host`]: a data directory of its own, as root or as an ordinary user. [`Host::finish`]
+//! fails the test when anything of it is left on the machine.
+
+pub mod host;
+pub mod terminal;
+pub mod wait;
+
+pub use host::{Host, Mode};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dispense_backend::native::{Native, NativeConfig};
-use dispense_backend::{Backend, BackendError};
+pub use dispense_backend::{Backend, BackendError};
 
 /// What a runner's backend needs.
 #[derive(Debug, Clone)]

@@ -22,7 +22,9 @@ pub struct Capacity {
 /// namespaces of the kernel end far above.
 const SANDBOXES_MAX: u32 = 4096;
 /// Limits are ceilings and not reservations: most sandboxes idle, so the machine is promised several times.
-const OVERCOMMIT: u32 = 8;
+const MEMORY_OVERCOMMIT: u64 = 8;
+/// Too little of it makes sandboxes slow, not dead, so it is promised more often than memory.
+const CPU_OVERCOMMIT: u32 = 128;
 
 impl Capacity {
     /// The whole machine, with `state_dir`'s file system as disk.
@@ -32,8 +34,8 @@ impl Capacity {
         let memory = meminfo_bytes("MemTotal:").unwrap_or(1 << 30);
         let disk = rustix::fs::statvfs(state_dir).map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize));
         Self {
-            cpu_millis: cores.saturating_mul(1000).saturating_mul(OVERCOMMIT),
-            memory_bytes: memory.saturating_mul(OVERCOMMIT.into()),
+            cpu_millis: cores.saturating_mul(1000).saturating_mul(CPU_OVERCOMMIT),
+            memory_bytes: memory.saturating_mul(MEMORY_OVERCOMMIT),
             disk_bytes: disk,
             sandboxes: SANDBOXES_MAX,
         }

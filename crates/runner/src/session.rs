@@ -23,6 +23,8 @@ use crate::supervisor::Supervisor;
 const FRAMES_IN_FLIGHT: usize = 4;
 /// Longest that a server may ask a session to wait for its box.
 const WAIT_MAX: Duration = Duration::from_secs(120);
+/// After both directions have ended, until the server has read the last frame: its own reader may be slow.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Dialling a started box is local.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,9 +51,16 @@ pub(crate) async fn run(
     let accept = SessionFrame { kind: Some(Kind::Accept(request.session_id)) };
     frames.try_send(accept).map_err(|_| protocol("a fresh channel takes a frame"))?;
     let answer = link.session(ReceiverStream::new(receiver)).await;
-    let inbound =
+    let mut inbound =
         answer.map_err(|status| Error::new(Code::Unavailable, reason::PROTOCOL, status.message()))?.into_inner();
-    copy(stream, inbound, frames).await;
+    copy(stream, &mut inbound, &frames).await;
+    drop(frames);
+    // The last frames are still on their way; HTTP/2 throws them away when the answer is dropped before the
+    // server has read them and ended it.
+    let read_to_end = async { while let Ok(Some(_)) = inbound.message().await {} };
+    if tokio::time::timeout(CLOSE_TIMEOUT, read_to_end).await.is_err() {
+        tracing::debug!("the server did not end a session");
+    }
     Ok(())
 }
 
@@ -95,10 +104,11 @@ async fn wait_until_dialable(
 }
 
 /// Copies both directions until both have ended, or either failed.
-async fn copy(stream: Box<dyn ByteStream>, inbound: Streaming<SessionFrame>, frames: mpsc::Sender<SessionFrame>) {
-    let (reader, writer) = tokio::io::split(stream);
-    let up = copy_up(reader, &frames);
-    let down = copy_down(inbound, writer);
+async fn copy(stream: Box<dyn ByteStream>, inbound: &mut Streaming<SessionFrame>, frames: &mpsc::Sender<SessionFrame>) {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let up = copy_up(reader, frames);
+    // Borrowed: HTTP/2 cancels both directions when the stream of one is dropped.
+    let down = copy_down(inbound, &mut writer);
     tokio::pin!(up, down);
     let (mut up_ended, mut down_ended) = (false, false);
     while !(up_ended && down_ended) {
@@ -130,14 +140,19 @@ async fn copy_up(mut reader: ReadHalf<Box<dyn ByteStream>>, frames: &mpsc::Sende
 }
 
 async fn copy_down(
-    mut inbound: Streaming<SessionFrame>,
-    mut writer: WriteHalf<Box<dyn ByteStream>>,
+    inbound: &mut Streaming<SessionFrame>,
+    writer: &mut WriteHalf<Box<dyn ByteStream>>,
 ) -> Result<(), String> {
     loop {
         let frame = inbound.message().await.map_err(|status| status.message().to_owned())?;
         match frame.and_then(|frame| frame.kind) {
-            Some(Kind::Data(data)) => writer.write_all(&data).await.map_err(|error| error.to_string())?,
-            Some(Kind::Eof(_)) => return writer.shutdown().await.map_err(|error| error.to_string()),
+            // An agent that takes no more has answered already, or is dead: the other direction tells which.
+            Some(Kind::Data(data)) if writer.write_all(&data).await.is_err() => return Ok(()),
+            Some(Kind::Data(_)) => {}
+            Some(Kind::Eof(_)) => {
+                let _ = writer.shutdown().await;
+                return Ok(());
+            }
             Some(Kind::Reset(why)) => return Err(why),
             Some(Kind::Accept(_)) => return Err("the server sent an `accept`".to_owned()),
             None => return Err("the server ended the session".to_owned()),

@@ -115,8 +115,8 @@ pub(crate) enum Misfit {
     Template,
     /// It cannot make that network.
     Network(&'static str),
-    /// It cannot enforce a limit that must be.
-    Unenforced(String, String),
+    /// It cannot enforce limits that must be, each with the reason.
+    Unenforced(Vec<(String, String)>),
     /// It will never have the room.
     TooLarge(&'static str, u64, u64),
     /// It does not have the room now.
@@ -140,7 +140,10 @@ impl std::fmt::Display for Misfit {
             Self::Offline => write!(f, "is offline"),
             Self::Template => write!(f, "does not have the template"),
             Self::Network(network) => write!(f, "cannot make network `{network}`"),
-            Self::Unenforced(limit, why) => write!(f, "cannot enforce the {limit} limit: {why}"),
+            Self::Unenforced(limits) => {
+                let list: Vec<String> = limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
+                write!(f, "cannot enforce the limits of {}", list.join(", "))
+            }
             Self::TooLarge(what, wanted, there) => write!(f, "has {there} {what} in all, {wanted} are asked for"),
             Self::Full(what, wanted, there) => write!(f, "has {there} {what} left, {wanted} are asked for"),
         }
@@ -181,10 +184,12 @@ fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     if !runner.networks.contains(&spec.network) {
         return Some(Misfit::Network(spec.network.as_str()));
     }
-    if spec.require_limits
-        && let Some((limit, why)) = runner.unenforced.iter().find(|(limit, _)| *limit != "disk" || spec.disk_bytes > 0)
-    {
-        return Some(Misfit::Unenforced(limit.clone(), why.clone()));
+    let unenforced = || {
+        let asked = runner.unenforced.iter().filter(|(limit, _)| *limit != "disk" || spec.disk_bytes > 0);
+        asked.map(|(limit, why)| (limit.clone(), why.clone())).collect::<Vec<_>>()
+    };
+    if spec.require_limits && !unenforced().is_empty() {
+        return Some(Misfit::Unenforced(unenforced()));
     }
     let wanted = Room::of(spec);
     if let Some((what, wanted, there)) = wanted.over(&runner.capacity) {

@@ -80,7 +80,11 @@ pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
         "" => path.file_name().map_or_else(|| Path::new(".").to_owned(), Into::into),
         ".." => return Err(Error::new(Code::InvalidArgument, "invalid_field", "name: `..` is not a component")),
         name if name.contains(['/', '\0']) => {
-            return Err(Error::new(Code::InvalidArgument, "invalid_field", format!("name: `{name}` is not one component")));
+            return Err(Error::new(
+                Code::InvalidArgument,
+                "invalid_field",
+                format!("name: `{name}` is not one component"),
+            ));
         }
         name => Path::new(name).to_owned(),
     };

@@ -100,6 +100,9 @@ pub(super) fn warn_unenforced(sandbox: &v1::Sandbox) {
     if sandbox.unenforced_limits.is_empty() {
         return;
     }
-    let list: Vec<String> = sandbox.unenforced_limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
-    eprintln!("dispense: not enforced here: {}; `--require-limits` refuses then", list.join(", "));
+    let list: Vec<&str> = sandbox.unenforced_limits.keys().map(String::as_str).collect();
+    eprintln!(
+        "dispense: limits that are not enforced here: {} (`dispense doctor` tells why, `--require-limits` refuses then)",
+        list.join(", ")
+    );
 }

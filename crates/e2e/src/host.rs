@@ -1,0 +1,276 @@
+//! One test's copy of everything: a data directory, a user to run as, the binary.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::wait;
+
+/// The ordinary user that `.ci/run` makes, with ranges in `/etc/subuid` and `/etc/subgid`.
+const TEST_USER: &str = "dispense-test";
+/// Set in CI, where a test that would skip fails instead.
+const NO_SKIP_VARIABLE: &str = "DISPENSE_TEST_NO_SKIP";
+
+/// As whom the product runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// As root.
+    Root,
+    /// As an ordinary user with a range of uids.
+    User,
+}
+
+impl Mode {
+    /// Those that this machine can test; says which it skips and why.
+    pub fn available() -> Vec<Self> {
+        let mut modes = Vec::new();
+        if rustix::process::geteuid().is_root() {
+            modes.push(Self::Root);
+            if uid_of(TEST_USER).is_some() {
+                modes.push(Self::User);
+            } else {
+                skipped(&format!(
+                    "as an ordinary user: there is no user `{TEST_USER}` (`useradd --create-home {TEST_USER}`)"
+                ));
+            }
+        } else {
+            modes.push(Self::User);
+            skipped("as root: the tests do not run as root");
+        }
+        modes
+    }
+}
+
+/// Says what is not tested here and why; fails where nothing may be skipped.
+pub fn skipped(what: &str) {
+    assert!(
+        std::env::var_os(NO_SKIP_VARIABLE).is_none(),
+        "{NO_SKIP_VARIABLE} is set, but this would be skipped: {what}"
+    );
+    eprintln!("skipped: {what}");
+}
+
+fn uid_of(user: &str) -> Option<u32> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
+    line.split(':').nth(2)?.parse().ok()
+}
+
+/// The `dispense` binary, in a place that every user can reach.
+fn binary() -> &'static Path {
+    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = COPY.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test knows its own path");
+        let built = test.parent().and_then(Path::parent).expect("tests stand in deps/").join("dispense");
+        assert!(built.exists(), "{} is missing: run `cargo xtask test`, which builds it", built.display());
+        let folder = tempfile::Builder::new().prefix("dispense-bin-").tempdir().expect("a temporary directory");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");
+        let copy = folder.path().join("dispense");
+        // A hard link would keep the target directory's permissions out of the way too, but crosses no file system.
+        fs::copy(&built, &copy).expect("room for a copy of the binary");
+        (folder, copy)
+    });
+    path
+}
+
+/// A data directory of its own and a user to run as.
+pub struct Host {
+    mode: Mode,
+    folder: TempDir,
+    finished: bool,
+}
+
+impl Host {
+    /// Makes an empty data directory.
+    pub fn new(mode: Mode) -> Self {
+        let folder = tempfile::Builder::new().prefix("dispense-e2e-").tempdir().expect("a temporary directory");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");
+        let host = Self { mode, folder, finished: false };
+        for name in ["data", "home", "work"] {
+            let path = host.folder.path().join(name);
+            fs::create_dir(&path).expect("an empty directory takes an entry");
+            host.own(&path);
+        }
+        host
+    }
+
+    /// As whom the product runs.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// The product's data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// A directory for the test's own files, owned by the user.
+    pub fn work_dir(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+
+    fn up_log(&self) -> PathBuf {
+        self.folder.path().join("up.log")
+    }
+
+    /// Gives a tree to the user that the product runs as; links themselves, not what they lead to.
+    pub fn own_tree(&self, path: &Path) {
+        self.own(path);
+        if fs::symlink_metadata(path).expect("it is there").is_dir() {
+            for entry in fs::read_dir(path).expect("readable") {
+                self.own_tree(&entry.expect("readable").path());
+            }
+        }
+    }
+
+    /// Gives a path to the user that the product runs as.
+    pub fn own(&self, path: &Path) {
+        if self.mode == Mode::User && rustix::process::geteuid().is_root() {
+            let uid = uid_of(TEST_USER).expect("checked by Mode::available");
+            std::os::unix::fs::lchown(path, Some(uid), Some(uid)).expect("root may chown");
+        }
+    }
+
+    /// `dispense` with these arguments, an empty environment and this host's data directory.
+    pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = if self.mode == Mode::User && rustix::process::geteuid().is_root() {
+            let uid = uid_of(TEST_USER).expect("checked by Mode::available").to_string();
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "--inh-caps=-all"]).arg(binary());
+            command
+        } else {
+            Command::new(binary())
+        };
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.folder.path().join("home"))
+            .env("DISPENSE_DATA_DIR", self.data_dir())
+            .current_dir(self.work_dir())
+            .args(args);
+        command
+    }
+
+    /// Runs `dispense` to its end with empty stdin.
+    pub fn dispense(&self, args: &[&str]) -> Output {
+        self.command(args).stdin(Stdio::null()).output().expect("the binary starts")
+    }
+
+    /// Runs `dispense`, which must succeed; its stdout as text.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.dispense(args);
+        assert!(
+            output.status.success(),
+            "dispense {args:?} ended with {}\nstdout: {}\nstderr: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    /// Starts `dispense up` and waits until it serves.
+    pub fn up(&self) -> Up<'_> {
+        self.up_with(&[])
+    }
+
+    /// Starts `dispense up` with more flags and waits until it serves.
+    pub fn up_with(&self, flags: &[&str]) -> Up<'_> {
+        let mut args = vec!["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
+        args.extend_from_slice(flags);
+        let log = fs::File::create(self.up_log()).expect("our own directory");
+        let child = self
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        let up = Up { host: self, child: Some(child) };
+        wait::until(
+            "a runner is available",
+            Duration::from_secs(30),
+            || String::from_utf8_lossy(&self.dispense(&["runner", "list", "--output", "json"]).stdout).into_owned(),
+            |text| text.contains("available"),
+        );
+        up
+    }
+
+    /// Ends the test: nothing of this host may be left on the machine.
+    pub fn finish(mut self) {
+        self.finished = true;
+        let left = || dispense_backend::testing::leaks::find(&self.data_dir());
+        wait::until("nothing is left on the host", Duration::from_secs(10), left, Vec::is_empty);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        assert!(self.finished || std::thread::panicking(), "a test ends with Host::finish");
+    }
+}
+
+/// A running `dispense up`.
+pub struct Up<'a> {
+    host: &'a Host,
+    child: Option<Child>,
+}
+
+impl Up<'_> {
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("stopped only once").id()
+    }
+
+    /// Kills it with no chance to clean up.
+    pub fn kill(mut self) {
+        let mut child = self.child.take().expect("stopped only once");
+        child.kill().expect("it is ours");
+        child.wait().expect("it is ours");
+    }
+
+    /// Deletes every sandbox, then asks the server to end and waits for it.
+    pub fn stop(mut self) {
+        let list = self.host.ok(&["list", "--output", "json"]);
+        let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
+        for sandbox in list["sandboxes"].as_array().into_iter().flatten() {
+            self.host.ok(&["delete", sandbox["id"].as_str().expect("an id")]);
+        }
+        let mut child = self.child.take().expect("stopped only once");
+        terminate(child.id());
+        let status = child.wait().expect("it is ours");
+        let log = fs::read_to_string(self.host.up_log()).unwrap_or_default();
+        assert!(status.success(), "`dispense up` ended with {status}: {log}");
+    }
+}
+
+impl Drop for Up<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Sends SIGTERM to a process that the test started.
+pub fn terminate(pid: u32) {
+    send(pid, rustix::process::Signal::TERM);
+}
+
+/// Sends SIGTERM to a process of the test that may have ended.
+pub fn terminate_if_there(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pids are small")).expect("not zero");
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+}
+
+/// Sends a signal to a process that the test started.
+pub fn send(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pids are small")).expect("not zero");
+    rustix::process::kill_process(pid, signal).expect("it is ours and not reaped yet");
+}
