@@ -195,8 +195,9 @@ impl Host {
         wait::until(
             "a runner is available",
             Duration::from_secs(30),
-            || String::from_utf8_lossy(&self.dispense(&["runner", "list", "--output", "json"]).stdout).into_owned(),
-            |text| text.contains("available"),
+            // It starts no server of its own, as other commands do.
+            || String::from_utf8_lossy(&self.dispense(&["config", "show", "--output", "json"]).stdout).into_owned(),
+            |text| text.contains("runnerUrl"),
         );
         up
     }

@@ -17,8 +17,10 @@ fn a_terminal_has_our_size_and_follows_it() {
         terminal.write("stty size\r");
         terminal.expect("30 100");
         terminal.resize(133, 44);
-        terminal.write("stty size\r");
-        terminal.expect("44 133");
+        // A new size and what is typed travel apart, so the shell asks until it sees it.
+        terminal.write("until stty size | grep '44 133'; do :; done; echo d''one\r");
+        terminal.expect("\n44 133");
+        terminal.expect("done");
         terminal.write("exit 5\r");
         assert_eq!(child.wait().expect("ours").code(), Some(5));
         let after = terminal.mode();

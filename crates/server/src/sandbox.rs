@@ -5,6 +5,8 @@ pub(crate) mod create;
 pub(crate) mod lifecycle;
 pub(crate) mod names;
 pub(crate) mod notices;
+pub(crate) mod order;
+pub(crate) mod reconcile;
 pub(crate) mod service;
 pub(crate) mod spec;
 pub(crate) mod view;

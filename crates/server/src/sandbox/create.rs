@@ -8,7 +8,8 @@ use dispense_api::name::Name;
 use dispense_api::v1;
 
 use super::lifecycle::{Fact, Lifecycle};
-use super::service::{Sandboxes, order};
+use super::order::order;
+use super::service::Sandboxes;
 use super::spec::{self, Spec, invalid};
 use super::{Sandbox, names};
 use crate::job::{Job, JobStatus, JobType};

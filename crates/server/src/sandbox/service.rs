@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::{JobId, RunnerId, SandboxId};
-use dispense_api::runner::{Desired as DesiredMessage, DesiredState, ServerMessage, server_message};
 use sqlx::AnyConnection;
 
-use super::agents::{Agents, REPORT_INTERVAL, Report};
-use super::lifecycle::{BoxFact, Denied, Effect, Fact, Request, State, Wanted};
+use super::agents::{Agents, Report};
+use super::lifecycle::{BoxFact, Denied, Effect, Fact, Request, State};
 use super::notices::Notices;
+use super::order::order;
 use super::{Sandbox, lifecycle::Desired};
 use crate::auth::secret::ServerSecret;
 use crate::fleet::BoxReport;
-use crate::fleet::{Fleet, KnownRunner, LinkHandle};
+use crate::fleet::Fleet;
 use crate::job::{Job, JobStatus, JobType};
 use crate::refusal::{denied, unknown_sandbox};
 use crate::relay::Route;
@@ -32,16 +32,16 @@ pub(crate) struct Sandboxes {
 
 /// What one change came to.
 #[derive(Debug, Clone)]
-struct Applied {
-    sandbox: Sandbox,
-    before: State,
-    order: bool,
-    changed: bool,
+pub(super) struct Applied {
+    pub(super) sandbox: Sandbox,
+    pub(super) before: State,
+    pub(super) order: bool,
+    pub(super) changed: bool,
 }
 
 /// A request or a fact, with what goes with it.
 #[derive(Debug, Clone)]
-enum Cause {
+pub(super) enum Cause {
     Request(Request, JobType),
     Box(BoxReport),
     Placed(RunnerId),
@@ -104,55 +104,6 @@ impl Sandboxes {
             })
         });
         renewed.await?.ok_or_else(|| unknown_sandbox(id_or_name))
-    }
-
-    /// A runner reported a box.
-    pub(crate) async fn box_reported(&self, runner: &RunnerId, report: BoxReport) -> Result<(), Error> {
-        let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? else {
-            if report.fact != BoxFact::Gone {
-                // It is kept: a server with an old copy of its database must not destroy what it has forgotten.
-                tracing::warn!(%runner, sandbox = %report.sandbox, "runner has a box that this server does not know");
-            }
-            return Ok(());
-        };
-        let stale = sandbox.runner.as_ref() != Some(runner) || report.generation != sandbox.life.generation;
-        if sandbox.life.observed == State::Deleted || stale {
-            return self.stale_box(runner, &sandbox, &report).await;
-        }
-        let id = report.sandbox.clone();
-        self.change(&id, Cause::Box(report)).await.map(drop)
-    }
-
-    /// A box that is not the sandbox's present one: its runner is told again what is wanted.
-    async fn stale_box(&self, runner: &RunnerId, sandbox: &Sandbox, report: &BoxReport) -> Result<(), Error> {
-        let forgotten = sandbox.life.observed == State::Deleted && sandbox.runner.as_ref() == Some(runner);
-        if report.fact == BoxFact::Gone {
-            if forgotten && !sandbox.box_gone {
-                self.mark_gone(&sandbox.id).await?;
-            }
-            return Ok(());
-        }
-        let mut wanted = self.order_for(sandbox);
-        if sandbox.runner.as_ref() != Some(runner) || forgotten {
-            wanted = absent(&sandbox.id, sandbox.life.generation.max(report.generation).0);
-        }
-        self.fleet.send(runner, wanted);
-        Ok(())
-    }
-
-    async fn mark_gone(&self, id: &SandboxId) -> Result<(), Error> {
-        let id = id.clone();
-        let write = self.store.write(move |tx| {
-            let id = id.clone();
-            Box::pin(async move {
-                if let Some(mut sandbox) = sandboxes::get(tx, &id).await? {
-                    sandbox.box_gone = true;
-                    sandboxes::update(tx, &sandbox).await?;
-                }
-                Ok(())
-            })
-        });
-        Ok(write.await?)
     }
 
     /// A runner's control stream brought its agent's report.
@@ -219,7 +170,7 @@ impl Sandboxes {
         placed.map(|_| true)
     }
 
-    async fn change(&self, id: &SandboxId, cause: Cause) -> Result<Sandbox, Error> {
+    pub(super) async fn change(&self, id: &SandboxId, cause: Cause) -> Result<Sandbox, Error> {
         let wanted = id.clone();
         let after = self.follow_up();
         let applied = self.store.write_then(
@@ -243,7 +194,7 @@ impl Sandboxes {
     }
 
     /// What follows from a committed change: told in the order of the commits.
-    fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
+    pub(super) fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
         let (fleet, notices, agents, secret) =
             (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.secret.clone());
         move |applied| {
@@ -270,54 +221,6 @@ impl Sandboxes {
             }
             notices.publish(&sandbox.id);
         }
-    }
-
-    /// Brings the rows and a runner that has just connected together, and takes its link. Returns the
-    /// link's number and what is wanted of each of its sandboxes.
-    pub(crate) async fn reconcile(
-        &self,
-        known: KnownRunner,
-        boxes: Vec<BoxReport>,
-        handle: LinkHandle,
-    ) -> Result<(u64, Vec<ServerMessage>), Error> {
-        let (runner, reports) = (known.id.clone(), boxes.clone());
-        let secret = self.secret.clone();
-        let (fleet, follow_up) = (self.fleet.clone(), self.follow_up());
-        let result = self.store.write_then(
-            move |tx| {
-                let (runner, reports) = (runner.clone(), reports.clone());
-                Box::pin(async move { reconciled(tx, &runner, reports).await.map(|applied| (0, applied, vec![])) })
-            },
-            move |(serial, applied, orders)| {
-                for change in applied.iter() {
-                    // The orders go with the welcome, before anything that is sent through the link.
-                    follow_up(&Applied { order: false, ..change.clone() });
-                    if change.sandbox.life.wanted().is_some() {
-                        orders.push(order(&change.sandbox, &secret));
-                    }
-                }
-                *serial = fleet.attach(known, handle);
-            },
-        );
-        let (serial, applied, mut orders) = result.await?;
-        let here: std::collections::HashSet<&SandboxId> = applied
-            .iter()
-            .filter(|change| change.sandbox.life.observed != State::Deleted)
-            .map(|change| &change.sandbox.id)
-            .collect();
-        for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
-            if let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? {
-                orders.push(absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
-            } else {
-                tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
-            }
-        }
-        Ok((serial, orders))
-    }
-
-    /// What its runner is told.
-    fn order_for(&self, sandbox: &Sandbox) -> ServerMessage {
-        order(sandbox, &self.secret)
     }
 
     /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
@@ -394,7 +297,7 @@ impl Sandboxes {
 }
 
 /// Applies a cause to a row, in the transaction that read it. A refusal writes nothing.
-async fn apply(
+pub(super) async fn apply(
     tx: &mut AnyConnection,
     mut sandbox: Sandbox,
     cause: Cause,
@@ -497,68 +400,4 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
     if let Some(reason) = reason {
         sandbox.reason = reason.to_owned();
     }
-}
-
-async fn reconciled(
-    tx: &mut AnyConnection,
-    runner: &RunnerId,
-    reports: Vec<BoxReport>,
-) -> Result<Vec<Applied>, StoreError> {
-    let mut reports: std::collections::HashMap<SandboxId, BoxReport> =
-        reports.into_iter().map(|report| (report.sandbox.clone(), report)).collect();
-    let mut applied = Vec::new();
-    for sandbox in sandboxes::of_runner(tx, runner).await? {
-        let report = reports.remove(&sandbox.id).unwrap_or_else(|| BoxReport {
-            sandbox: sandbox.id.clone(),
-            generation: sandbox.life.generation,
-            fact: BoxFact::Missing,
-            message: String::new(),
-            unenforced: Default::default(),
-        });
-        if sandbox.life.observed == State::Deleted {
-            // Forgotten while its runner was away; now it is known that nothing is left.
-            if report.fact == BoxFact::Missing {
-                sandboxes::update(tx, &Sandbox { box_gone: true, ..sandbox }).await?;
-            }
-            continue;
-        }
-        if let Ok(change) = apply(tx, sandbox, Cause::Box(report)).await? {
-            applied.push(change);
-        }
-    }
-    Ok(applied)
-}
-
-/// What a runner is told of a sandbox.
-pub(super) fn order(sandbox: &Sandbox, secret: &ServerSecret) -> ServerMessage {
-    let generation = sandbox.life.generation;
-    let message = match sandbox.life.wanted() {
-        None | Some(Wanted::Absent) => return absent(&sandbox.id, generation.0),
-        Some(Wanted::Stopped) => DesiredMessage {
-            sandbox_id: sandbox.id.to_string(),
-            generation: generation.0,
-            state: DesiredState::Stopped.into(),
-            ..DesiredMessage::default()
-        },
-        Some(Wanted::Running) => DesiredMessage {
-            sandbox_id: sandbox.id.to_string(),
-            generation: generation.0,
-            state: DesiredState::Running.into(),
-            spec: Some(sandbox.spec.wire()),
-            name: sandbox.name.clone(),
-            sandbox_token: secret.sandbox_token(&sandbox.id, generation),
-            report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
-        },
-    };
-    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
-}
-
-fn absent(id: &SandboxId, generation: u64) -> ServerMessage {
-    let message = DesiredMessage {
-        sandbox_id: id.to_string(),
-        generation,
-        state: DesiredState::Absent.into(),
-        ..DesiredMessage::default()
-    };
-    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
 }

@@ -1,0 +1,140 @@
+//! What runners report, brought together with the rows: one box at a time, and all of a runner that has just
+//! connected.
+
+use std::collections::{HashMap, HashSet};
+
+use dispense_api::error::Error;
+use dispense_api::id::{RunnerId, SandboxId};
+use dispense_api::runner::ServerMessage;
+use sqlx::AnyConnection;
+
+use super::Sandbox;
+use super::lifecycle::{BoxFact, State};
+use super::order::{absent, order};
+use super::service::{Applied, Cause, Sandboxes, apply};
+use crate::fleet::{BoxReport, KnownRunner, LinkHandle};
+use crate::store::{StoreError, sandboxes};
+
+impl Sandboxes {
+    /// A runner reported a box.
+    pub(crate) async fn box_reported(&self, runner: &RunnerId, report: BoxReport) -> Result<(), Error> {
+        let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? else {
+            if report.fact != BoxFact::Gone {
+                // It is kept: a server with an old copy of its database must not destroy what it has forgotten.
+                tracing::warn!(%runner, sandbox = %report.sandbox, "runner has a box that this server does not know");
+            }
+            return Ok(());
+        };
+        let stale = sandbox.runner.as_ref() != Some(runner) || report.generation != sandbox.life.generation;
+        if sandbox.life.observed == State::Deleted || stale {
+            return self.stale_box(runner, &sandbox, &report).await;
+        }
+        let id = report.sandbox.clone();
+        self.change(&id, Cause::Box(report)).await.map(drop)
+    }
+
+    /// A box that is not the sandbox's present one: its runner is told again what is wanted.
+    async fn stale_box(&self, runner: &RunnerId, sandbox: &Sandbox, report: &BoxReport) -> Result<(), Error> {
+        let forgotten = sandbox.life.observed == State::Deleted && sandbox.runner.as_ref() == Some(runner);
+        if report.fact == BoxFact::Gone {
+            if forgotten && !sandbox.box_gone {
+                self.mark_gone(&sandbox.id).await?;
+            }
+            return Ok(());
+        }
+        let mut wanted = order(sandbox, &self.secret);
+        if sandbox.runner.as_ref() != Some(runner) || forgotten {
+            wanted = absent(&sandbox.id, sandbox.life.generation.max(report.generation).0);
+        }
+        self.fleet.send(runner, wanted);
+        Ok(())
+    }
+
+    async fn mark_gone(&self, id: &SandboxId) -> Result<(), Error> {
+        let id = id.clone();
+        let write = self.store.write(move |tx| {
+            let id = id.clone();
+            Box::pin(async move {
+                if let Some(mut sandbox) = sandboxes::get(tx, &id).await? {
+                    sandbox.box_gone = true;
+                    sandboxes::update(tx, &sandbox).await?;
+                }
+                Ok(())
+            })
+        });
+        Ok(write.await?)
+    }
+
+    /// Brings the rows and a runner that has just connected together, and takes its link. Returns the
+    /// link's number and what is wanted of each of its sandboxes.
+    pub(crate) async fn reconcile(
+        &self,
+        known: KnownRunner,
+        boxes: Vec<BoxReport>,
+        handle: LinkHandle,
+    ) -> Result<(u64, Vec<ServerMessage>), Error> {
+        let (runner, reports) = (known.id.clone(), boxes.clone());
+        let secret = self.secret.clone();
+        let (fleet, follow_up) = (self.fleet.clone(), self.follow_up());
+        let result = self.store.write_then(
+            move |tx| {
+                let (runner, reports) = (runner.clone(), reports.clone());
+                Box::pin(async move { reconciled(tx, &runner, reports).await.map(|applied| (0, applied, vec![])) })
+            },
+            move |(serial, applied, orders)| {
+                for change in applied.iter() {
+                    // The orders go with the welcome, before anything that is sent through the link.
+                    follow_up(&Applied { order: false, ..change.clone() });
+                    if change.sandbox.life.wanted().is_some() {
+                        orders.push(order(&change.sandbox, &secret));
+                    }
+                }
+                *serial = fleet.attach(known, handle);
+            },
+        );
+        let (serial, applied, mut orders) = result.await?;
+        let here: HashSet<&SandboxId> = applied
+            .iter()
+            .filter(|change| change.sandbox.life.observed != State::Deleted)
+            .map(|change| &change.sandbox.id)
+            .collect();
+        for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
+            if let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? {
+                orders.push(absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
+            } else {
+                tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
+            }
+        }
+        Ok((serial, orders))
+    }
+}
+
+async fn reconciled(
+    tx: &mut AnyConnection,
+    runner: &RunnerId,
+    reports: Vec<BoxReport>,
+) -> Result<Vec<Applied>, StoreError> {
+    let mut reports: HashMap<SandboxId, BoxReport> =
+        reports.into_iter().map(|report| (report.sandbox.clone(), report)).collect();
+    let mut applied = Vec::new();
+    for sandbox in sandboxes::of_runner(tx, runner).await? {
+        let report = reports.remove(&sandbox.id).unwrap_or_else(|| BoxReport {
+            sandbox: sandbox.id.clone(),
+            generation: sandbox.life.generation,
+            fact: BoxFact::Missing,
+            message: String::new(),
+            unenforced: Default::default(),
+        });
+        if sandbox.life.observed == State::Deleted {
+            // Forgotten while its runner was away; now it is known that nothing is left.
+            if report.fact == BoxFact::Missing {
+                sandboxes::update(tx, &Sandbox { box_gone: true, ..sandbox }).await?;
+            }
+            continue;
+        }
+        if let Ok(change) = apply(tx, sandbox, Cause::Box(report)).await? {
+            applied.push(change);
+        }
+    }
+    Ok(applied)
+}
