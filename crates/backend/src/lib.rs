@@ -2,7 +2,7 @@
 //!
 //! INVARIANT (I1): a backend never execs in a box, copies files, allocates terminals or forwards ports. All of
 //! that exists once, in the agent; so every backend behaves alike, and a new one is one folder that passes
-//! [`conformance`].
+//! [`testing::conformance`].
 //!
 //! A box is what a backend makes for one sandbox and one generation: a root file system and, while it runs,
 //! an agent as its first process. A backend persists what it needs before it acts, so that [`Backend::list`]

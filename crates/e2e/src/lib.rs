@@ -7,4 +7,4 @@ pub mod host;
 pub mod terminal;
 pub mod wait;
 
-pub use host::{Host, Mode};
+pub use host::{Host, Mode, Up};
