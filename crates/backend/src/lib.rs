@@ -8,6 +8,8 @@
 //! an agent as its first process. A backend persists what it needs before it acts, so that [`Backend::list`]
 //! tells the truth after a crash and [`Backend::adopt`] takes a running box over after a restart.
 
+#[cfg(feature = "testing")]
+pub mod fake;
 pub mod native;
 #[cfg(feature = "testing")]
 pub mod testing;
