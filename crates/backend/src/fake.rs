@@ -100,6 +100,11 @@ impl Fake {
         Self(machine)
     }
 
+    /// The environment that the agent of a box has; empty when there is no such box.
+    pub fn environment(&self, sandbox: &SandboxId) -> BTreeMap<String, String> {
+        self.with(sandbox, |found| Ok(found.spec.env.clone())).unwrap_or_default()
+    }
+
     fn with<T>(
         &self,
         sandbox: &SandboxId,

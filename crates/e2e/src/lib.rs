@@ -4,7 +4,9 @@
 //! fails the test when anything of it is left on the machine.
 
 pub mod host;
+pub mod system;
 pub mod terminal;
 pub mod wait;
 
 pub use host::{Host, Mode, Up};
+pub use system::System;

@@ -104,3 +104,33 @@ fn grpc_refusal(error: &Error) -> Response {
 
 /// The content type of gRPC answers.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::secret::random;
+    use crate::auth::{ApiKey, Role};
+
+    #[test]
+    fn every_route_takes_the_roles_that_its_row_says_and_no_other() {
+        let secrets: Vec<(Role, String)> = Role::ALL.into_iter().map(|role| (role, random("dsp_"))).collect();
+        let keys = Keys::new(secrets.iter().map(|(role, secret)| ApiKey::of(secret, role.as_str(), *role)));
+        let data = Method::ALL.iter().map(|method| table::grpc(&format!("/{}", method.path())));
+        let grpc = table::GRPC.iter().map(|(path, _)| table::grpc(path));
+        let rest = table::REST.iter().map(|(verb, pattern, _)| table::rest(verb, pattern));
+        for need in data.chain(grpc).chain(rest) {
+            for (role, secret) in &secrets {
+                let value = format!("Bearer {secret}").parse().expect("a header");
+                let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]);
+                let allowed = match need {
+                    None => false,
+                    Some(Need::Open | Need::SandboxToken) => true,
+                    Some(Need::Role(least)) => *role >= least,
+                };
+                assert_eq!(authorise(&keys, &headers, need).is_ok(), allowed, "{need:?} {role:?}");
+            }
+            let stranger = authorise(&keys, &HeaderMap::new(), need).is_ok();
+            assert_eq!(stranger, matches!(need, Some(Need::Open | Need::SandboxToken)), "{need:?}");
+        }
+    }
+}
