@@ -1,6 +1,7 @@
 //! Results as tables for people, and as JSON for programs: camelCase names, as REST has them.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
 use comfy_table::{Table, presets};
@@ -97,9 +98,27 @@ impl From<v1::Sandbox> for SandboxJson {
     }
 }
 
+/// Prints a line on stdout.
+macro_rules! say {
+    ($($part:tt)*) => {
+        $crate::show::line(&format!($($part)*))
+    };
+}
+pub(crate) use say;
+
+/// Exit code of a program whose reader has left: as if SIGPIPE had ended it.
+const READER_GONE: i32 = 128 + 13;
+
+/// Writes a line on stdout. When nobody reads it the program ends quietly, as others do in a pipe.
+pub(crate) fn line(text: &str) {
+    if writeln!(io::stdout(), "{text}").is_err() {
+        std::process::exit(READER_GONE);
+    }
+}
+
 /// Prints a value as JSON.
 pub(crate) fn json(value: &impl Serialize) {
-    println!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
+    say!("{}", serde_json::to_string_pretty(value).unwrap_or_default());
 }
 
 /// A table without frames.
@@ -113,7 +132,7 @@ pub(crate) fn table(header: &[&str]) -> Table {
 /// Prints a table without trailing blanks.
 pub(crate) fn print(table: &Table) {
     for line in table.to_string().lines() {
-        println!("{}", line.trim_end().trim_start_matches(' '));
+        say!("{}", line.trim_end().trim_start_matches(' '));
     }
 }
 
@@ -170,7 +189,7 @@ pub(crate) fn sandbox(row: &v1::Sandbox) {
     facts.extend(row.unenforced_limits.iter().map(|(limit, why)| ("not enforced", format!("{limit}: {why}"))));
     facts.extend(row.waiting_for.iter().map(|(runner, why)| ("waits", format!("{runner} {why}"))));
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
-        println!("{name:<13} {value}");
+        say!("{name:<13} {value}");
     }
 }
 

@@ -39,7 +39,7 @@ fn change(key: ConfigKey, value: Option<String>) -> Result<u8, Error> {
         ConfigKey::ApiKey => config.api_key = value,
     }
     let path = config.save()?;
-    println!("{} is written", path.display());
+    crate::show::say!("{} is written", path.display());
     Ok(0)
 }
 
@@ -86,7 +86,7 @@ async fn show(global: &Global) -> Result<u8, Error> {
             ];
             for (name, value) in facts {
                 if let Some(value) = value.filter(|value| !value.is_empty()) {
-                    println!("{name:<15} {value}");
+                    crate::show::say!("{name:<15} {value}");
                 }
             }
         }

@@ -24,7 +24,7 @@ pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Erro
     warn_unenforced(&sandbox);
     match global.output {
         Output::Json => show::json(&show::SandboxJson::from(sandbox)),
-        Output::Table => println!("{}", sandbox.name),
+        Output::Table => crate::show::say!("{}", sandbox.name),
     }
     Ok(0)
 }

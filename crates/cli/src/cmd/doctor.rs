@@ -46,11 +46,11 @@ pub(super) async fn doctor(global: &Global) -> Result<u8, Error> {
     match global.output {
         Output::Json => show::json(&report),
         Output::Table => {
-            println!("dispense {}", report.version);
+            crate::show::say!("dispense {}", report.version);
             for finding in &report.findings {
-                println!("{:<5} {:<18} {}", finding.verdict, finding.name, finding.detail);
+                crate::show::say!("{:<5} {:<18} {}", finding.verdict, finding.name, finding.detail);
                 if !finding.advice.is_empty() {
-                    println!("{:24} → {}", "", finding.advice);
+                    crate::show::say!("{:24} → {}", "", finding.advice);
                 }
             }
         }

@@ -94,6 +94,6 @@ async fn each(
 fn told(global: &Global, sandbox: v1::Sandbox) {
     match global.output {
         Output::Json => show::json(&SandboxJson::from(sandbox)),
-        Output::Table => println!("{} {}", sandbox.name, show::state(sandbox.state())),
+        Output::Table => crate::show::say!("{} {}", sandbox.name, show::state(sandbox.state())),
     }
 }

@@ -1,6 +1,8 @@
 //! `dispense up`, `dispense server`, and the embedded server behind `run`.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use dispense_client::Error;
@@ -11,7 +13,7 @@ use crate::args::{Global, ListenArgs, ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
 use crate::failure::local;
 use crate::local::lease::Announcement;
-use crate::local::{Local, LocalConfig};
+use crate::local::{Local, LocalConfig, LocalInfo};
 use crate::units::Pair;
 
 /// A client that started an embedded server takes its lease within this time.
@@ -42,18 +44,7 @@ async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec
         started = started => started?,
         () = stop.next() => return Ok(0),
     };
-    let info = &server.info;
-    println!(
-        "Dispense serves at {}; its administrator's key is in {}.",
-        info.url,
-        data_dir.join("admin.key").display()
-    );
-    println!("On this machine, as this user:  dispense run -- uname -a");
-    println!("From elsewhere:                 DISPENSE_URL={} DISPENSE_API_KEY=… dispense list", info.url);
-    println!("Another machine joins with:     dispense runner --join {} --token {}", info.runner_url, info.join_token);
-    if !listen.address.ip().is_loopback() || !listen.runner_address.ip().is_loopback() {
-        println!("Traffic beyond this machine is not encrypted: use a private network or a tunnel.");
-    }
+    introduce(&server.info, &listen, &data_dir.join("admin.key"));
     let ended = tokio::select! {
         () = stop.next() => Ok(0),
         error = server.runner_ended() => Err(error),
@@ -62,6 +53,24 @@ async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec
     tokio::select! {
         () = server.stop() => ended,
         () = stop.next() => Ok(crate::failure::OURS),
+    }
+}
+
+/// Says how to use it. A reader who has left does not end the server.
+fn introduce(info: &LocalInfo, listen: &ListenArgs, key: &Path) {
+    let LocalInfo { url, runner_url, join_token, .. } = info;
+    let mut text = format!(
+        "Dispense serves at {url} and keeps its administrator's key in {}\n\
+         On this machine, as this user:  dispense run -- uname -a\n\
+         From elsewhere:                 DISPENSE_URL={url} DISPENSE_API_KEY=… dispense list\n\
+         Another machine joins with:     dispense runner --join {runner_url} --token {join_token}\n",
+        key.display()
+    );
+    if !listen.address.ip().is_loopback() || !listen.runner_address.ip().is_loopback() {
+        text.push_str("Traffic beyond this machine is not encrypted: use a private network or a tunnel.\n");
+    }
+    if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+        tracing::debug!(%error, "stdout");
     }
 }
 

@@ -45,7 +45,7 @@ impl System {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
-        let url = url.with_context(|| format!("`dispense up` said: {line}"))?.trim_end_matches(';').to_owned();
+        let url = url.with_context(|| format!("`dispense up` said: {line}"))?.to_owned();
         let key = fs::read_to_string(data_dir.join("admin.key"))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let client = runtime.block_on(Client::connect(&url, key.trim()))?;
