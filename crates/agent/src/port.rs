@@ -1,5 +1,7 @@
 //! Ports of the sandbox: byte streams to them, and who listens.
 
+mod diag;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
@@ -98,11 +100,12 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let _: ListPortsRequest = requests.only().await?;
-    let mut ports: Vec<Port> = listening().into_values().collect();
     let owners = owners();
-    for port in &mut ports {
-        port.pid = owners.get(&u64::from(port.pid)).copied().unwrap_or(0);
-    }
+    let ports = listening().into_values().map(|listener| {
+        let pid = owners.get(&listener.inode).copied().unwrap_or(0);
+        Port { port: listener.port.into(), address: listener.address.to_string(), pid }
+    });
+    let ports = ports.collect();
     responses.send(&ListPortsResponse { ports }).await.map_err(gone)
 }
 
@@ -135,13 +138,11 @@ pub(crate) struct PortWatch {
 impl PortWatch {
     /// Events since the last look.
     pub(crate) fn look(&mut self) -> Vec<PortEvent> {
-        let now: BTreeMap<u16, Port> = listening()
-            .into_iter()
-            .map(|(port, mut found)| {
-                found.pid = 0;
-                (port, found)
-            })
-            .collect();
+        // Whose it is costs a walk over all processes: `ListPorts` tells.
+        let port =
+            |listener: Listener| Port { port: listener.port.into(), address: listener.address.to_string(), pid: 0 };
+        let now: BTreeMap<u16, Port> =
+            listening().into_iter().map(|(number, listener)| (number, port(listener))).collect();
         let event = |kind| PortEvent { kind: Some(kind) };
         let closed = self.known.iter().filter(|(port, _)| !now.contains_key(port));
         let opened = now.iter().filter(|(port, _)| !self.known.contains_key(port));
@@ -154,29 +155,38 @@ impl PortWatch {
     }
 }
 
-/// Listening ports by number; `pid` has the socket's inode until it is replaced.
-fn listening() -> BTreeMap<u16, Port> {
-    let mut ports = BTreeMap::new();
-    for file in ["/proc/self/net/tcp6", "/proc/self/net/tcp"] {
-        let text = fs::read_to_string(file).unwrap_or_default();
-        ports.extend(text.lines().skip(1).filter_map(parse_line));
-    }
-    ports
+/// A listening socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Listener {
+    port: u16,
+    address: IpAddr,
+    inode: u32,
+}
+
+/// Listening ports by number, the IPv4 socket of a port that has both.
+fn listening() -> BTreeMap<u16, Listener> {
+    // A kernel without `inet_diag` has the same in its files.
+    let found = diag::listeners().unwrap_or_else(|_| from_procfs());
+    found.into_iter().map(|listener| (listener.port, listener)).collect()
+}
+
+fn from_procfs() -> Vec<Listener> {
+    let files = ["/proc/self/net/tcp6", "/proc/self/net/tcp"].map(|file| fs::read_to_string(file).unwrap_or_default());
+    files.iter().flat_map(|text| text.lines().skip(1).filter_map(parse_line)).collect()
 }
 
 /// State of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
 
-fn parse_line(line: &str) -> Option<(u16, Port)> {
+fn parse_line(line: &str) -> Option<Listener> {
     let mut words = line.split_whitespace();
     let (address, port) = words.nth(1)?.split_once(':')?;
     if words.nth(1)? != LISTEN {
         return None;
     }
-    let inode: u32 = words.nth(5)?.parse().ok()?;
+    let inode = words.nth(5)?.parse().ok()?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    let address = parse_address(address)?.to_string();
-    Some((port, Port { port: port.into(), address, pid: inode }))
+    Some(Listener { port, address: parse_address(address)?, inode })
 }
 
 /// Words of 32 bits in the machine's order.
@@ -194,7 +204,7 @@ fn parse_address(hex: &str) -> Option<IpAddr> {
 }
 
 /// Which process has which socket open, by inode.
-fn owners() -> HashMap<u64, u32> {
+fn owners() -> HashMap<u32, u32> {
     let mut owners = HashMap::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
@@ -216,8 +226,8 @@ mod tests {
     #[test]
     fn lines_of_the_kernel_are_read() {
         let line = "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0000000000000000 100 0 0 10 0";
-        let (port, found) = parse_line(line).expect("listening");
-        assert_eq!((port, found.address.as_str(), found.pid), (3000, "127.0.0.1", 4242));
+        let found = parse_line(line).expect("listening");
+        assert_eq!((found.port, found.address.to_string().as_str(), found.inode), (3000, "127.0.0.1", 4242));
         assert_eq!(parse_line(&line.replace(" 0A ", " 01 ")), None);
         assert_eq!(parse_line("garbage"), None);
     }

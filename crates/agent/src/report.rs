@@ -4,7 +4,6 @@ mod heartbeat;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dispense_api::agent::{
     AgentHello, Report, ShutdownRequest, ShutdownResponse, WatchRequest, WatchResponse, watch_response,
@@ -13,14 +12,10 @@ use dispense_api::error::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::call::{Requests, Responses, gone};
-use crate::port::PortWatch;
 use crate::serve::Agent;
 use crate::usage::{self, CpuMeter};
 
 pub(crate) use heartbeat::beat;
-
-/// Between looks for ports while the runner watches: it only tells clients that asked to know.
-const PORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is true now.
 pub(crate) fn report(agent: &Agent, cpu: &mut CpuMeter, status: &str) -> Report {
@@ -52,9 +47,8 @@ pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let message = |kind| WatchResponse { kind: Some(kind) };
     responses.send(&message(watch_response::Kind::Hello(hello))).await.map_err(gone)?;
-    let (mut cpu, mut ports) = (CpuMeter::default(), PortWatch::default());
+    let mut cpu = CpuMeter::default();
     let mut reports = tokio::time::interval(agent.config.report_interval);
-    let mut looks = tokio::time::interval(PORT_INTERVAL);
     loop {
         tokio::select! {
             () = agent.shutdown.cancelled() => {
@@ -64,14 +58,6 @@ pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
             _ = reports.tick() => {
                 let report = report(agent, &mut cpu, "running");
                 responses.send(&message(watch_response::Kind::Report(report))).await.map_err(gone)?;
-            }
-            _ = looks.tick() => {
-                if requests.gone() {
-                    return Ok(());
-                }
-                for event in ports.look() {
-                    responses.send(&message(watch_response::Kind::Port(event))).await.map_err(gone)?;
-                }
             }
         }
     }

@@ -228,16 +228,16 @@ impl Owner {
             match next {
                 Err(error) => return error,
                 Ok(message) => match message.kind {
-                    Some(watch_response::Kind::Hello(_)) => {
-                        if hello_deadline.take().is_some() {
-                            self.report(BoxState::Running, generation, None);
-                        }
+                    Some(watch_response::Kind::Hello(_)) if hello_deadline.take().is_some() => {
+                        self.report(BoxState::Running, generation, None);
                     }
+                    // After a lost watch.
+                    Some(watch_response::Kind::Hello(_)) => {}
                     Some(watch_response::Kind::Report(report)) => {
                         self.reports.put_agent(&self.sandbox, agent_report(&self.sandbox, generation, report));
                     }
-                    // Ports are told to whoever asks the agent; an unknown kind is of a newer agent.
-                    Some(watch_response::Kind::Port(_)) | None => {}
+                    // Of a newer agent.
+                    None => {}
                 },
             }
         }

@@ -28,7 +28,7 @@ pub struct Status {
 pub struct WatchRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
-    #[prost(oneof = "watch_response::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "watch_response::Kind", tags = "1, 2")]
     pub kind: ::core::option::Option<watch_response::Kind>,
 }
 /// Nested message and enum types in `WatchResponse`.
@@ -39,8 +39,6 @@ pub mod watch_response {
         Hello(super::AgentHello),
         #[prost(message, tag = "2")]
         Report(super::Report),
-        #[prost(message, tag = "3")]
-        Port(super::super::super::v1::PortEvent),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -172,7 +170,7 @@ pub mod agent_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// `hello` at once, then a report each interval and at every change of ports.
+        /// `hello` at once, then a report each interval.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRequest>,
@@ -244,7 +242,7 @@ pub mod agent_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// `hello` at once, then a report each interval and at every change of ports.
+        /// `hello` at once, then a report each interval.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRequest>,
