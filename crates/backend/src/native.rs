@@ -12,6 +12,7 @@
 mod boxes;
 mod cgroup;
 mod machine;
+mod nat;
 mod record;
 mod seccomp;
 mod spawner;
@@ -36,6 +37,7 @@ use tokio_util::task::TaskTracker;
 use crate::{Backend, BackendError, BoxExit, BoxReport, BoxSpec, BoxState, ByteStream, Capabilities, Network};
 use boxes::Live;
 use cgroup::Cgroups;
+use nat::Nat;
 use record::{Record, Stage};
 use spawner::Spawner;
 use template::Templates;
@@ -68,6 +70,8 @@ pub struct Native {
     unenforced: BTreeMap<String, String>,
     as_root: bool,
     cgroups: Cgroups,
+    /// Or why there is none.
+    nat: Result<Nat, String>,
     templates: Templates,
     filter: Vec<Instruction>,
     spawner: Arc<Spawner>,
@@ -93,6 +97,7 @@ impl Native {
             unenforced,
             as_root,
             cgroups,
+            nat: Nat::probe(&instance, as_root),
             templates: Templates::open(&config.state_dir, config.templates, as_root)?,
             filter: seccomp::compile()?,
             spawner: Arc::new(Spawner::start(&folder)?),
@@ -166,11 +171,8 @@ impl Native {
             return refused(reason::USER_NAMESPACES_OFF, why.clone());
         }
         self.templates.layers(&spec.template)?;
-        if spec.network == Network::Nat {
-            return refused(
-                "network_unavailable",
-                "network `nat` is not available on this runner: use network `none`".to_owned(),
-            );
+        if let (Network::Nat, Err(why)) = (spec.network, &self.nat) {
+            return refused("network_unavailable", why.clone());
         }
         if spec.require_limits && !self.unenforced.is_empty() {
             let limits: Vec<String> = self.unenforced.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
@@ -201,7 +203,7 @@ impl Backend for Native {
         Capabilities {
             backend: "native".to_owned(),
             templates: self.templates.names(),
-            networks: vec![Network::None],
+            networks: if self.nat.is_ok() { vec![Network::None, Network::Nat] } else { vec![Network::None] },
             unenforced_limits: self.unenforced.clone(),
             unusable: self.unusable.clone(),
         }
@@ -247,6 +249,7 @@ impl Backend for Native {
     async fn stop(&self, sandbox: &SandboxId) -> Result<(), BackendError> {
         let mut record = self.record(sandbox)?;
         self.kill(sandbox).await?;
+        self.detach(&record).await;
         if record.stage != Stage::Stopped {
             record.stage = Stage::Stopped;
             self.keep(sandbox, record, None)?;
@@ -263,10 +266,11 @@ impl Backend for Native {
         for result in [self.kill(sandbox).await, self.cgroups.remove(sandbox).await] {
             errors.extend(result.err().map(|error| error.to_string()));
         }
-        let users = match self.boxes().get(sandbox) {
-            Some(Known::Box(record, _)) => record.users.clone(),
-            _ => machine::ordinary_users(),
-        };
+        let record = self.record(sandbox).ok();
+        if let Some(record) = &record {
+            self.detach(record).await;
+        }
+        let users = record.map_or_else(machine::ordinary_users, |record| record.users);
         match self.discard(sandbox, users) {
             Ok(()) if errors.is_empty() => {
                 self.boxes().remove(sandbox);

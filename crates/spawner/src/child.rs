@@ -131,7 +131,8 @@ fn reduce_capabilities() -> io::Result<()> {
 }
 
 fn write_missing(path: &PathBuf, content: &str) -> io::Result<()> {
-    if fs::symlink_metadata(path).is_ok() {
+    // An empty file has nothing to say; a link of the template may lead anywhere and stays.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() || there.len() > 0) {
         return Ok(());
     }
     if let Some(parent) = path.parent() {

@@ -91,6 +91,18 @@ impl Native {
         };
         let live = Live::new(spawned.pidfd)
             .map_err(|error| BackendError::failed(format!("watch the box of {sandbox}"), error))?;
+        if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat)
+            && let Err(error) = nat.attach(slot, spawned.pid).await
+        {
+            // Its agent waits for a call and has run nothing.
+            let _ = pidfd_send_signal(live.pidfd.get_ref(), Signal::KILL);
+            live.ended().await;
+            let _ = self.cgroups.remove(sandbox).await;
+            record.stage = Stage::Stopped;
+            record.was_started = false;
+            self.keep(sandbox, record, None)?;
+            return Err(error);
+        }
         // A process that has ended already is found so by its descriptor.
         let process = Process::of(spawned.pid).unwrap_or(Process { pid: spawned.pid, started_ticks: 0 });
         record.stage = Stage::Started(process);
@@ -142,9 +154,19 @@ impl Native {
             files: vec![
                 ("/etc/hosts".into(), hosts),
                 ("/etc/hostname".into(), format!("{}\n", spec.hostname)),
-                ("/etc/resolv.conf".into(), String::new()),
+                (
+                    "/etc/resolv.conf".into(),
+                    if spec.network == crate::Network::Nat { super::nat::resolv_conf() } else { String::new() },
+                ),
             ],
         })
+    }
+
+    /// Takes the network of a box away.
+    pub(super) async fn detach(&self, record: &Record) {
+        if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat) {
+            nat.detach(slot).await;
+        }
     }
 
     /// Ends every process of a box.
@@ -231,6 +253,9 @@ impl Native {
                 let opened = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 // Between the look and the open the pid may have been used again: looked at once more.
                 if let Some(pidfd) = opened.filter(|_| process.lives()) {
+                    if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat) {
+                        nat.adopt(slot);
+                    }
                     let live = Live::new(pidfd)
                         .map_err(|error| BackendError::failed(format!("watch the box of {sandbox}"), error))?;
                     return Ok(Known::Box(record, Some(Arc::new(live))));

@@ -46,7 +46,7 @@ pub(super) struct Record {
     template: String,
     hostname: String,
     env: BTreeMap<String, String>,
-    nat: bool,
+    pub(super) nat: bool,
     cpu_millis: u32,
     memory_bytes: u64,
     disk_bytes: u64,

@@ -27,6 +27,7 @@ pub fn find(data_dir: &Path) -> Vec<String> {
     left.extend(mounts.lines().filter(|line| line.contains(&needle)).map(|line| format!("mount: {line}")));
     for folder in native_folders(data_dir) {
         let instance = fs::canonicalize(&folder).map(|folder| instance(&folder)).unwrap_or_default();
+        find_networks(&instance, &mut left);
         find_cgroups(Path::new("/sys/fs/cgroup"), &format!("dispense-{instance}"), 0, &mut left);
         for name in ["boxes", "trash"] {
             let entries = fs::read_dir(folder.join(name)).into_iter().flatten().flatten();
@@ -65,5 +66,18 @@ fn find_cgroups(folder: &Path, name: &str, depth: usize, left: &mut Vec<String>)
         } else {
             find_cgroups(&path, name, depth + 1, left);
         }
+    }
+}
+
+/// Interfaces and rules of network `nat`.
+fn find_networks(instance: &str, left: &mut Vec<String>) {
+    let Some(short) = instance.get(..4) else { return };
+    let names = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    left.extend(names.filter(|name| name.starts_with(&format!("dsp{short}"))).map(|name| format!("interface: {name}")));
+    // Where there is no nft there are no rules of ours.
+    if let Ok(output) = std::process::Command::new("nft").args(["list", "tables"]).output() {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        left.extend(text.lines().filter(|line| line.contains(instance)).map(|line| format!("rules: {line}")));
     }
 }
