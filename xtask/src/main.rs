@@ -76,7 +76,7 @@ fn check() -> Result<()> {
     cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]).run()?;
     cargo(["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "-D warnings").run()?;
     if found("cargo-deny") {
-        cargo(["deny", "--offline", "check", "bans", "licenses", "sources"]).run()?;
+        cargo(["deny", "check", "bans", "licenses", "sources"]).run()?;
     } else {
         println!("skipped: licences and sources (cargo-deny is not installed: `cargo install cargo-deny`)");
     }

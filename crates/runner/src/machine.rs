@@ -24,7 +24,7 @@ const SANDBOXES_MAX: u32 = 4096;
 /// Limits are ceilings and not reservations: most sandboxes idle, so the machine is promised several times.
 const MEMORY_OVERCOMMIT: u64 = 8;
 /// Too little of it makes sandboxes slow, not dead, so it is promised more often than memory.
-const CPU_OVERCOMMIT: u32 = 128;
+const CPU_OVERCOMMIT: u32 = 1024;
 
 impl Capacity {
     /// The whole machine, with `state_dir`'s file system as disk.

@@ -216,15 +216,20 @@ fn probe_v1(controller: &str, own: &str, mounts: &str, instance: &str) -> Result
 fn probe_v2(own: &str, mounts: &str, instance: &str) -> Option<PathBuf> {
     let (_, point) = mount_point(mounts, "cgroup2", None)?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let has_all = |folder: &Path| {
-        let enabled = fs::read_to_string(folder.join("cgroup.subtree_control")).unwrap_or_default();
-        ["memory", "cpu", "pids"].iter().all(|name| enabled.split_whitespace().any(|word| word == *name))
+    let lists_all = |file: PathBuf| {
+        let listed = fs::read_to_string(file).unwrap_or_default();
+        ["memory", "cpu", "pids"].iter().all(|name| listed.split_whitespace().any(|word| word == *name))
     };
+    let has_all = |folder: &Path| lists_all(folder.join("cgroup.subtree_control"));
     let enable = |folder: &Path| fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids");
     let point = Path::new(point);
     // Root takes the top, where the rule against processes beside children does not apply.
     let parent =
         if rustix::process::geteuid().is_root() { point.to_owned() } else { point.join(path.trim_start_matches('/')) };
+    // Looked at before anything is made: what version 1 has taken cannot be enabled here.
+    if !lists_all(parent.join("cgroup.controllers")) {
+        return None;
+    }
     if !has_all(&parent) && enable(&parent).is_err() {
         // Processes beside children: move the own one into a leaf first.
         let leaf = parent.join(format!("dispense-{instance}-runner"));

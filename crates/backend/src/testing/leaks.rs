@@ -61,7 +61,7 @@ fn find_cgroups(folder: &Path, name: &str, depth: usize, left: &mut Vec<String>)
         if !path.is_dir() || path.is_symlink() {
             continue;
         }
-        if entry.file_name() == *name {
+        if entry.file_name().to_string_lossy().starts_with(name) {
             left.push(format!("cgroup: {}", path.display()));
         } else {
             find_cgroups(&path, name, depth + 1, left);

@@ -91,7 +91,7 @@ impl Workload {
             template: self.template.clone(),
             resources: Some(resources),
             // Nothing is left of a measurement that is broken off.
-            ttl_secs: 600,
+            lease_secs: 600,
             ..Default::default()
         };
         let request = v1::CreateSandboxRequest { spec: Some(spec), wait, ..Default::default() };
