@@ -131,6 +131,7 @@ impl Server {
             secret: secret.clone(),
             notices: Arc::default(),
             agents: Arc::default(),
+            routes: Arc::default(),
         });
         let relay = Arc::new(Relay::new(fleet));
         let server = Self {

@@ -7,6 +7,7 @@ pub(crate) mod names;
 pub(crate) mod notices;
 pub(crate) mod order;
 pub(crate) mod reconcile;
+pub(crate) mod routes;
 pub(crate) mod service;
 pub(crate) mod spec;
 pub(crate) mod view;

@@ -99,7 +99,7 @@ impl Sandboxes {
             started_at: sandbox.runner.is_some().then_some(sandbox.created_at),
             finished_at: None,
         };
-        let (fleet, secret) = (self.fleet.clone(), self.secret.clone());
+        let (fleet, secret, routes) = (self.fleet.clone(), self.secret.clone(), self.routes.clone());
         let write = self.store.write_then(
             move |tx| {
                 let (sandbox, job) = (sandbox.clone(), job.clone());
@@ -110,6 +110,7 @@ impl Sandboxes {
                 })
             },
             move |sandbox| {
+                routes.follow(sandbox);
                 if let Some(runner) = &sandbox.runner {
                     // A runner that left meanwhile gets the order when it is back.
                     fleet.send(runner, order(sandbox, &secret));

@@ -12,6 +12,7 @@ use super::agents::{Agents, Report};
 use super::lifecycle::{BoxFact, Denied, Effect, Fact, Request, State};
 use super::notices::Notices;
 use super::order::order;
+use super::routes::Routes;
 use super::{Sandbox, lifecycle::Desired};
 use crate::auth::secret::ServerSecret;
 use crate::fleet::BoxReport;
@@ -28,6 +29,7 @@ pub(crate) struct Sandboxes {
     pub(crate) secret: Arc<ServerSecret>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) agents: Arc<Agents>,
+    pub(crate) routes: Arc<Routes>,
 }
 
 /// What one change came to.
@@ -197,8 +199,10 @@ impl Sandboxes {
     pub(super) fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
         let (fleet, notices, agents, secret) =
             (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.secret.clone());
+        let routes = self.routes.clone();
         move |applied| {
             let sandbox = &applied.sandbox;
+            routes.follow(sandbox);
             if applied.order
                 && let Some(runner) = &sandbox.runner
             {
@@ -225,6 +229,9 @@ impl Sandboxes {
 
     /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
     pub(crate) async fn route(&self, id_or_name: &str, timeout: Duration) -> Result<Route, Error> {
+        if let Some(route) = self.routes.get(id_or_name) {
+            return Ok(route);
+        }
         let sandbox = self.get(id_or_name).await?;
         let placed = |sandbox: &Sandbox| sandbox.life.observed != State::Pending;
         let sandbox = if placed(&sandbox) { sandbox } else { self.wait(&sandbox.id, timeout, placed).await? };
