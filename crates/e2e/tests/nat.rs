@@ -118,6 +118,97 @@ fn nameserver() -> Option<String> {
     servers.find(|server| server.contains('.') && !server.starts_with("127.")).map(str::to_owned)
 }
 
+/// The product on the host's side of the net.
+struct Product<'a> {
+    net: &'a Net,
+    host: &'a Host,
+}
+
+impl Product<'_> {
+    /// Exit code, stdout and stderr of `dispense`.
+    fn dispense(&self, args: &[&str]) -> (Option<i32>, String, String) {
+        let mut command = self.net.command(&self.net.host, &self.host.command(args));
+        let output = command.stdin(Stdio::null()).output().expect("nsenter");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) {
+        let (code, _, err) = self.dispense(args);
+        assert_eq!(code, Some(0), "{args:?}: {err}");
+    }
+
+    fn up(&self) -> Running {
+        let args = ["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
+        let mut command = self.net.command(&self.net.host, &self.host.command(args));
+        let up = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
+        let show = ["config", "show", "--output", "json"];
+        wait::until("it serves", Duration::from_secs(30), || self.dispense(&show).1, |text| text.contains("runnerUrl"));
+        Running(up)
+    }
+
+    /// Runs Python in the sandbox `box`.
+    fn python(&self, script: &str) -> (Option<i32>, String, String) {
+        self.dispense(&["exec", "box", "--", "python3", "-c", script])
+    }
+
+    fn connect(&self, address: &str) -> (Option<i32>, String, String) {
+        let script = "import socket; s = socket.create_connection";
+        self.python(&format!("{script}(('{address}', {PORT}), 2); print(s.recv(100).decode())"))
+    }
+
+    #[track_caller]
+    fn refused(&self, address: &str) {
+        assert_ne!(self.connect(address).0, Some(0), "{address} must be refused");
+    }
+
+    fn address_of(&self, sandbox: &str) -> String {
+        let script = "import fcntl, socket, struct; s = socket.socket(); print(socket.inet_ntoa(fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', b'eth0'))[20:24]))";
+        self.dispense(&["exec", sandbox, "--", "python3", "-c", script]).1.trim().to_owned()
+    }
+
+    /// Where the sandbox sends what is not its own.
+    fn gateway(&self) -> String {
+        let script = "import socket, struct; r = [l.split() for l in open('/proc/net/route')]; print([socket.inet_ntoa(struct.pack('<I', int(l[2], 16))) for l in r[1:] if l[1] == '00000000'][0])";
+        self.python(script).1.trim().to_owned()
+    }
+
+    /// The nameserver answers on its port, and on no other when its address is private.
+    fn nameserver_answers(&self) {
+        let Some(server) = nameserver() else { return };
+        let script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3)";
+        let ask = format!("{script}; s.sendto(b'q', ('{server}', 53)); print(s.recv(9))");
+        assert_eq!(self.python(&ask).1, "b'q'\n", "the nameserver answers");
+        assert_eq!(self.dispense(&["exec", "box", "--", "grep", "-c", &server, "/etc/resolv.conf"]).1, "1\n");
+        if server.starts_with("10.") || server.starts_with("192.168.") {
+            self.refused(&server);
+        }
+    }
+
+    /// A sandbox that listens is not reached by another.
+    fn neighbour_is_refused(&self) {
+        let neighbour = self.address_of("neighbour");
+        assert_ne!(self.address_of("box"), neighbour);
+        let listen = "import socket; s = socket.create_server(('0.0.0.0', 8088)); print('up', flush=True); s.accept()";
+        let exec = self.host.command(["exec", "neighbour", "--", "python3", "-c", listen]);
+        let mut command = self.net.command(&self.net.host, &exec);
+        let listening = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut listening = Running(listening.expect("nsenter"));
+        let mut line = [0; 3];
+        std::io::Read::read_exact(listening.0.stdout.as_mut().expect("piped"), &mut line).expect("it listens");
+        self.refused(&neighbour);
+    }
+
+    /// What a shell on the host says.
+    fn sh(&self, script: &str) -> String {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        let output = self.net.command(&self.net.host, &command).output().expect("sh");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
 #[test]
 fn nat_reaches_public_addresses_and_nothing_else() {
     if !Mode::available().contains(&Mode::Root) {
@@ -128,86 +219,28 @@ fn nat_reaches_public_addresses_and_nothing_else() {
     net.serve(&internet);
     net.serve(&host_namespace);
     let host = Host::new(Mode::Root);
-    let dispense = |args: &[&str]| {
-        let output = net.command(&net.host, &host.command(args)).stdin(Stdio::null()).output().expect("nsenter");
-        (
-            output.status.code(),
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
-    };
-    let args = ["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-    let up = net.command(&net.host, &host.command(args)).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-    let mut up = Running(up.expect("nsenter"));
-    wait::until(
-        "it serves",
-        Duration::from_secs(30),
-        || dispense(&["config", "show", "--output", "json"]).1,
-        |text| text.contains("runnerUrl"),
-    );
+    let product = Product { net: &net, host: &host };
+    let mut up = product.up();
     for name in ["box", "neighbour"] {
-        let (code, _, err) = dispense(&["create", "--name", name, "--network", "nat"]);
-        assert_eq!(code, Some(0), "{err}");
+        product.ok(&["create", "--name", name, "--network", "nat"]);
     }
-    let python = |script: &str| dispense(&["exec", "box", "--", "python3", "-c", script]);
-    let connect = |address: &str, port: u16| {
-        python(&format!(
-            "import socket; s = socket.create_connection(('{address}', {port}), 2); print(s.recv(100).decode())"
-        ))
-    };
-    let (code, out, err) = connect(PUBLIC, PORT);
+    let (code, out, err) = product.connect(PUBLIC);
     assert_eq!((code, out.trim()), (Some(0), HOST_ADDRESS), "masqueraded: {err}");
     for address in REFUSED {
-        assert_ne!(connect(address, PORT).0, Some(0), "{address} must be refused");
+        product.refused(address);
     }
     // The host itself: its public address, the gateway that the box sees, and its loopback.
-    let gateway = "import socket, struct; r = [l.split() for l in open('/proc/net/route')]; print([socket.inet_ntoa(struct.pack('<I', int(l[2], 16))) for l in r[1:] if l[1] == '00000000'][0])";
-    let gateway = python(gateway).1.trim().to_owned();
-    for address in [HOST_ADDRESS, &gateway, "127.0.0.1"] {
-        assert_ne!(connect(address, PORT).0, Some(0), "the host at {address} must be refused");
+    for address in [HOST_ADDRESS, &product.gateway(), "127.0.0.1"] {
+        product.refused(address);
     }
-    let own = |name: &str| {
-        let script = "import fcntl, socket, struct; s = socket.socket(); print(socket.inet_ntoa(fcntl.ioctl(s.fileno(), 0x8915, struct.pack('256s', b'eth0'))[20:24]))";
-        dispense(&["exec", name, "--", "python3", "-c", script]).1.trim().to_owned()
-    };
-    let neighbour = own("neighbour");
-    assert_ne!(own("box"), neighbour);
-    let listen = "import socket; s = socket.create_server(('0.0.0.0', 8088)); print('up', flush=True); s.accept()";
-    let mut listening = net
-        .command(&net.host, &host.command(["exec", "neighbour", "--", "python3", "-c", listen]))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("nsenter");
-    std::io::Read::read_exact(listening.stdout.as_mut().expect("piped"), &mut [0; 3]).expect("it listens");
-    assert_ne!(connect(&neighbour, PORT).0, Some(0), "another sandbox must be refused");
-    if let Some(server) = nameserver() {
-        let ask = format!(
-            "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); s.sendto(b'q', ('{server}', 53)); print(s.recv(9))"
-        );
-        assert_eq!(python(&ask).1, "b'q'\n", "the nameserver answers");
-        assert_eq!(dispense(&["exec", "box", "--", "grep", "-c", &server, "/etc/resolv.conf"]).1, "1\n");
-        if server.starts_with("10.") || server.starts_with("192.168.") {
-            assert_ne!(connect(&server, PORT).0, Some(0), "and only on its own port");
-        }
-    }
+    product.neighbour_is_refused();
+    product.nameserver_answers();
     for name in ["box", "neighbour"] {
-        let (code, _, err) = dispense(&["delete", name]);
-        assert_eq!(code, Some(0), "{err}");
+        product.ok(&["delete", name]);
     }
-    let _ = listening.wait();
-    let left = |what: &str| {
-        let mut command = Command::new("sh");
-        command.args(["-c", what]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-        String::from_utf8_lossy(&net.command(&net.host, &command).output().expect("sh").stdout).into_owned()
-    };
-    wait::until(
-        "no interface is left",
-        Duration::from_secs(10),
-        || left("ip -o link | grep -c ': dsp'"),
-        |text| text == "0\n",
-    );
-    wait::until("no rule is left", Duration::from_secs(10), || left("nft list tables"), String::is_empty);
+    let links = || product.sh("ip -o link | grep -c ': dsp'");
+    wait::until("no interface is left", Duration::from_secs(10), links, |text| text == "0\n");
+    wait::until("no rule is left", Duration::from_secs(10), || product.sh("nft list tables"), String::is_empty);
     host::terminate(up.0.id());
     assert!(up.0.wait().expect("ours").success());
     drop(net);
