@@ -138,14 +138,26 @@ impl Host {
 
     /// `dispense` with these arguments, an empty environment and this host's data directory.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = if self.mode == Mode::User && rustix::process::geteuid().is_root() {
+        self.command_under(&[], args)
+    }
+
+    /// The same, started by another program as the same user, e.g. `unshare`.
+    pub fn command_under<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        prefix: &[&str],
+        args: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut words: Vec<std::ffi::OsString> = Vec::new();
+        if self.mode == Mode::User && rustix::process::geteuid().is_root() {
             let uid = uid_of(TEST_USER).expect("checked by Mode::available").to_string();
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", &uid, "--regid", &uid, "--clear-groups", "--inh-caps=-all"]).arg(binary());
-            command
-        } else {
-            Command::new(binary())
-        };
+            words.extend(
+                ["setpriv", "--reuid", &uid, "--regid", &uid, "--clear-groups", "--inh-caps=-all"].map(Into::into),
+            );
+        }
+        words.extend(prefix.iter().map(Into::into));
+        words.push(binary().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

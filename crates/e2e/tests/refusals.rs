@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use dispense_e2e::{Host, Mode};
 
@@ -130,4 +131,56 @@ fn required_limits_are_enforced_or_refused() {
         }
         host.finish();
     }
+}
+
+#[test]
+fn user_namespaces_that_are_switched_off_are_named() {
+    for mode in Mode::available() {
+        let host = Host::new(mode);
+        // In a user namespace of its own a limit can be set that holds for what is below.
+        let script = "echo 0 > /proc/sys/user/max_user_namespaces && exec \"$@\"";
+        let prefix = ["unshare", "--user", "--map-root-user", "sh", "-c", script, "sh"];
+        let mut command = host.command_under(&prefix, ["run", "--", "true"]);
+        let output = command.stdin(Stdio::null()).output().expect("util-linux");
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{message}");
+        assert!(message.contains("user namespaces") && message.contains("sysctl"), "{message}");
+        host.finish();
+    }
+}
+
+#[test]
+fn a_full_disk_of_the_server_is_told_and_passes() {
+    let host = Host::new(Mode::available()[0]);
+    if host.mode() != Mode::Root {
+        return dispense_e2e::host::skipped("a full disk, which needs root to mount a small one");
+    }
+    let data = host.data_dir();
+    let mount =
+        |args: &[&str]| assert!(Command::new(args[0]).args(&args[1..]).arg(&data).status().expect("mount").success());
+    mount(&["mount", "-t", "tmpfs", "-o", "size=24m,mode=700", "tmpfs"]);
+    let up = host.up();
+    let (code, message) = refusal(&host, &["create", "--name", "first"]);
+    assert_eq!(code, "failed_precondition", "the runner keeps a reserve: {message}");
+    assert!(message.contains("disk"), "{message}");
+    let filler = data.join("filler");
+    let mut file = fs::File::create(&filler).expect("there is room");
+    while std::io::Write::write_all(&mut file, &[0; 4096]).is_ok() {}
+    let mut told = false;
+    for _ in 0..200 {
+        let output = host.dispense(&["--output", "json", "create", "--no-wait"]);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if text.contains("\"resource_exhausted\"") && text.contains("disk is full") {
+            told = true;
+            break;
+        }
+    }
+    assert!(told, "the server says that its disk is full");
+    host.ok(&["list"]);
+    drop(file);
+    fs::remove_file(&filler).expect("ours");
+    host.ok(&["create", "--no-wait", "--name", "after"]);
+    up.stop();
+    mount(&["umount"]);
+    host.finish();
 }
