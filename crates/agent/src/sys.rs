@@ -1,8 +1,8 @@
-//! The system calls that have no safe form: fork with exec, reaping, and a few flags of this process.
+//! The system calls that have no safe form: clone with exec, reaping, and a few flags of this process.
 //!
-//! Between fork and exec the child calls only what is async-signal-safe, on memory prepared before.
+//! Between clone and exec the child calls only what is async-signal-safe, on memory prepared before.
 
-#![expect(unsafe_code, reason = "fork, exec and wait are system calls without a safe form")]
+#![expect(unsafe_code, reason = "clone, exec and wait are system calls without a safe form")]
 
 use std::ffi::CString;
 use std::io;
@@ -40,55 +40,68 @@ pub(crate) enum Stage {
     Exec,
 }
 
-const STAGES: [Stage; 4] = [Stage::Setup, Stage::Identity, Stage::Cwd, Stage::Exec];
+/// Stack of a child until its exec; it calls nothing deep.
+const CHILD_STACK_BYTES: usize = 64 << 10;
 
-/// Forks and executes. An error of the child comes back with the stage it happened in.
+/// What parent and child share until the exec: they share all memory.
+struct Launch<'a> {
+    prepared: &'a Prepared<'a>,
+    args: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    /// Set by a child that could not execute.
+    failure: Option<(Stage, i32)>,
+}
+
+/// Starts a process. An error of the child comes back with the stage it happened in.
+///
+/// As `posix_spawn` does it: the child borrows this process's memory and this thread waits until it has
+/// executed or ended, so that no page table is copied.
 pub(crate) fn spawn(prepared: &Prepared<'_>) -> Result<libc::pid_t, (Stage, io::Error)> {
-    let here = |error| (Stage::Setup, error);
-    let args = pointers(prepared.args);
-    let env = pointers(prepared.env);
-    let (reader, writer) = pipe().map_err(here)?;
-    // SAFETY: the child branch below never returns and allocates nothing.
-    let pid = unsafe { libc::fork() };
-    if pid < 0 {
-        return Err(here(io::Error::last_os_error()));
-    }
-    if pid == 0 {
-        let (stage, errno) = child(prepared, &args, &env);
-        let message = [stage as u8, errno as u8, (errno >> 8) as u8];
-        // SAFETY: a live descriptor and a buffer of three bytes; `_exit` runs none of the parent's handlers.
-        unsafe {
-            libc::write(writer.as_raw_fd(), message.as_ptr().cast(), message.len());
-            libc::_exit(127)
+    let mut launch = Launch { prepared, args: pointers(prepared.args), env: pointers(prepared.env), failure: None };
+    let mut stack = vec![0u128; CHILD_STACK_BYTES / size_of::<u128>()];
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the stack and `launch` outlive the child's use of them, since CLONE_VFORK holds this thread until the
+    // exec or exit. Signals are blocked meanwhile, so that no handler of ours runs in the child on shared memory.
+    let pid = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, before.as_mut_ptr());
+        let top = stack.as_mut_ptr_range().end.cast();
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let pid = libc::clone(run_child, top, flags, (&raw mut launch).cast());
+        let error = io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut());
+        if pid < 0 {
+            return Err((Stage::Setup, error));
         }
-    }
-    drop(writer);
-    let mut message = [0u8; 3];
-    loop {
-        // SAFETY: a live descriptor and a buffer of three bytes.
-        let count = unsafe { libc::read(reader.as_raw_fd(), message.as_mut_ptr().cast(), message.len()) };
-        if count < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
-            continue;
-        }
-        if count != 3 {
-            // The pipe was closed by the exec.
-            return Ok(pid);
-        }
-        break;
-    }
+        pid
+    };
+    // SAFETY: written by the child before it ended, which happened before `clone` returned; read as the kernel, and
+    // not the compiler, ordered it.
+    let failure = unsafe { std::ptr::read_volatile(&raw const launch.failure) };
+    let Some((stage, errno)) = failure else { return Ok(pid) };
     // The child is not registered with the reaper, so it is reaped here.
     let mut status = 0;
     // SAFETY: our own child; `status` outlives the call.
     unsafe { libc::waitpid(pid, &raw mut status, 0) };
-    let errno = i32::from(message[1]) | i32::from(message[2]) << 8;
-    let stage = STAGES.get(usize::from(message[0])).copied().unwrap_or(Stage::Setup);
     Err((stage, io::Error::from_raw_os_error(errno)))
+}
+
+extern "C" fn run_child(launch: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the pointer that `spawn` passed, which nobody else uses while this runs.
+    unsafe {
+        let launch = &mut *launch.cast::<Launch<'_>>();
+        let failure = child(launch.prepared, &launch.args, &launch.env);
+        std::ptr::write_volatile(&raw mut launch.failure, Some(failure));
+        // Runs none of the parent's exit handlers.
+        libc::_exit(127)
+    }
 }
 
 /// The child's part; returns only on failure.
 fn child(prepared: &Prepared<'_>, args: &[*const libc::c_char], env: &[*const libc::c_char]) -> (Stage, i32) {
     let failed = |stage| (stage, io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
-    // SAFETY: plain system calls on values and NUL-terminated strings that were prepared before the fork.
+    // SAFETY: plain system calls on values and NUL-terminated strings that were prepared before the clone.
     unsafe {
         libc::setsid();
         for (from, to) in [(prepared.stdin, 0), (prepared.stdout, 1), (prepared.stderr, 2)] {
@@ -107,9 +120,11 @@ fn child(prepared: &Prepared<'_>, args: &[*const libc::c_char], env: &[*const li
             libc::write(score, c"0".as_ptr().cast(), 1);
         }
         if let Some(identity) = &prepared.identity {
-            let set = libc::setgroups(identity.groups.len(), identity.groups.as_ptr()) == 0
-                && libc::setresgid(identity.gid, identity.gid, identity.gid) == 0
-                && libc::setresuid(identity.uid, identity.uid, identity.uid) == 0;
+            // The library's functions would change every thread of the memory that is shared with the parent.
+            let (uid, gid) = (identity.uid, identity.gid);
+            let set = libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) == 0
+                && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+                && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0;
             if !set {
                 return failed(Stage::Identity);
             }
@@ -137,28 +152,18 @@ fn child(prepared: &Prepared<'_>, args: &[*const libc::c_char], env: &[*const li
 unsafe fn reset_signals() {
     // SAFETY: an all-zero set and the default disposition are valid values; unknown signals are refused.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }
+        // Only now: before, a signal would have run a handler of the parent.
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-}
-
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut fds: [RawFd; 2] = [-1; 2];
-    // SAFETY: an array of two, which the kernel fills with descriptors that nobody else owns.
-    unsafe {
-        if libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok((OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])))
-    }
 }
 
 /// How a process ended.

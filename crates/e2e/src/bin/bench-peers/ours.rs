@@ -47,7 +47,7 @@ impl System {
         let url = line.split_whitespace().find(|word| word.starts_with("http://"));
         let url = url.with_context(|| format!("`dispense up` said: {line}"))?.to_owned();
         let key = fs::read_to_string(data_dir.join("admin.key"))?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let client = runtime.block_on(Client::connect(&url, key.trim()))?;
         Ok(Self { child, api: Rc::new(Api { runtime, client }), command: command.to_owned(), data_dir })
     }
