@@ -56,7 +56,8 @@ CREATE TABLE sandbox (
 );
 CREATE INDEX sandbox_by_runner ON sandbox (runner_id, observed);
 CREATE INDEX sandbox_by_age ON sandbox (created_at, id);
-CREATE INDEX sandbox_by_state ON sandbox (observed);
+-- Those that wait are read oldest first, after each change of room.
+CREATE INDEX sandbox_by_state ON sandbox (observed, created_at, id);
 CREATE INDEX sandbox_by_expiry ON sandbox (expires_at);
 CREATE INDEX sandbox_by_lease ON sandbox (lease_until);
 

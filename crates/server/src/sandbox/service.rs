@@ -388,6 +388,8 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
         State::Stopped | State::Failed => sandbox.stopped_at = Some(now),
         State::Deleted => {
             sandbox.deleted_at = Some(now);
+            // Nothing expires any more, so the sweep need not look at this row again.
+            (sandbox.expires_at, sandbox.lease_until) = (None, None);
             sandbox.box_gone |= sandbox.runner.is_none();
         }
         State::Pending | State::Starting | State::Paused | State::Stopping | State::Lost | State::Deleting => {}

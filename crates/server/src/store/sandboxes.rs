@@ -83,7 +83,7 @@ pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
 pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
     let sql = "UPDATE sandbox SET live_name = $2, desired = $3, observed = $4, reason = $5, generation = $6, revision = $7, \
                runner_id = $8, unenforced = $9, job_id = $10, started_at = $11, stopped_at = $12, deleted_at = $13, \
-               lease_until = $14, box_gone = $15 WHERE id = $1";
+               lease_until = $14, box_gone = $15, expires_at = $16 WHERE id = $1";
     sqlx::query(sql)
         .bind(sandbox.id.as_str().to_owned())
         .bind(live_name(sandbox))
@@ -100,6 +100,7 @@ pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
         .bind(sandbox.deleted_at)
         .bind(sandbox.lease_until)
         .bind(i64::from(sandbox.box_gone))
+        .bind(sandbox.expires_at)
         .execute(tx)
         .await?;
     Ok(())
