@@ -50,9 +50,9 @@ impl Room {
     /// The first dimension in which `self` is more than `room`, with both values.
     fn over(&self, room: &Self) -> Option<(&'static str, u64, u64)> {
         let dimensions = [
-            ("cpu (thousandths of a core)", self.cpu_millis, room.cpu_millis),
-            ("memory (bytes)", self.memory_bytes, room.memory_bytes),
-            ("disk (bytes)", self.disk_bytes, room.disk_bytes),
+            ("thousandths of a core", self.cpu_millis, room.cpu_millis),
+            ("bytes of memory", self.memory_bytes, room.memory_bytes),
+            ("bytes of disk", self.disk_bytes, room.disk_bytes),
             ("sandboxes", self.sandboxes, room.sandboxes),
         ];
         dimensions.into_iter().find(|(_, wanted, there)| wanted > there)
@@ -144,9 +144,23 @@ impl std::fmt::Display for Misfit {
                 let list: Vec<String> = limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
                 write!(f, "cannot enforce the limits of {}", list.join(", "))
             }
-            Self::TooLarge(what, wanted, there) => write!(f, "has {there} {what} in all, {wanted} are asked for"),
-            Self::Full(what, wanted, there) => write!(f, "has {there} {what} left, {wanted} are asked for"),
+            Self::TooLarge(what, wanted, there) => {
+                write!(f, "has {} in all, {} is asked for", amount(*there, what), amount(*wanted, what))
+            }
+            Self::Full(what, wanted, there) => {
+                write!(f, "has {} left, {} is asked for", amount(*there, what), amount(*wanted, what))
+            }
         }
+    }
+}
+
+/// An amount as people read it.
+fn amount(value: u64, what: &str) -> String {
+    const GIB: u64 = 1 << 30;
+    match what.strip_prefix("bytes of ") {
+        Some(kind) if value >= GIB => format!("{} GiB of {kind}", value / GIB),
+        Some(kind) => format!("{} MiB of {kind}", value >> 20),
+        None => format!("{value} {what}"),
     }
 }
 
