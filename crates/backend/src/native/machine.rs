@@ -157,11 +157,21 @@ pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
             )
         });
     }
-    let free = rustix::fs::statvfs(state_dir).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
-    findings.push(if free < super::DISK_RESERVE_BYTES {
-        finding("disk", Verdict::Bad, format!("{} MiB free in {}", free >> 20, state_dir.display()), "free some space")
-    } else {
-        finding("disk", Verdict::Good, format!("{} MiB free in {}", free >> 20, state_dir.display()), "")
+    findings.push(match super::nat::Nat::probe("doctor", is_root()) {
+        Ok(_) => finding("network nat", Verdict::Good, "sandboxes can be given outbound connections", ""),
+        Err(why) => finding("network nat", Verdict::Weak, "only network `none` is available", why),
     });
+    findings.push(disk(state_dir));
     findings
+}
+
+/// Free space where the state directory is, or will be made.
+fn disk(state_dir: &Path) -> Finding {
+    let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let free = rustix::fs::statvfs(existing).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    let detail = format!("{} MiB free in {}", free >> 20, existing.display());
+    if free < super::DISK_RESERVE_BYTES {
+        return finding("disk", Verdict::Bad, detail, "free some space");
+    }
+    finding("disk", Verdict::Good, detail, "")
 }
