@@ -6,6 +6,7 @@
 mod data;
 mod grpc;
 pub(crate) mod listener;
+mod request;
 mod rest;
 
 use std::convert::Infallible;

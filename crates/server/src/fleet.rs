@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use dispense_api::error::Error;
 use dispense_api::id::RunnerId;
 use dispense_api::runner::ServerMessage;
 use tokio::sync::{Notify, mpsc};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::placement::{self, Candidate, Misfit, Room};
+use crate::refusal::unknown_runner;
 use crate::sandbox::spec::{Network, Spec};
 
 /// Between the heartbeats of a runner.
@@ -278,6 +280,14 @@ impl Fleet {
         let mut views: Vec<RunnerView> = self.with(|entries| entries.runners.values().map(view).collect());
         views.sort_by(|a, b| (&a.known.facts.name, &a.known.id).cmp(&(&b.known.facts.name, &b.known.id)));
         views
+    }
+
+    /// The runner of an id or name; ids win.
+    pub(crate) fn find(&self, wanted: &str) -> Result<RunnerView, Error> {
+        let runners = self.list();
+        let by_id = runners.iter().find(|view| view.known.id.as_str() == wanted);
+        let found = by_id.or_else(|| runners.iter().find(|view| view.known.facts.name == wanted));
+        found.cloned().ok_or_else(|| unknown_runner(wanted))
     }
 
     /// Ends every link, for the shutdown.

@@ -41,6 +41,19 @@ pub(crate) fn unknown_sandbox(id_or_name: &str) -> Error {
     Error::new(Code::NotFound, reason::SANDBOX_UNKNOWN, message).with("sandbox", shown)
 }
 
+/// No such runner.
+pub(crate) fn unknown_runner(id_or_name: &str) -> Error {
+    let shown = crate::sandbox::spec::clip(id_or_name);
+    let message = format!("runner `{shown}` does not exist: `dispense runner list` shows those that do");
+    Error::new(Code::NotFound, "runner_unknown", message)
+}
+
+/// No such job.
+pub(crate) fn unknown_job(id: &str) -> Error {
+    let shown = crate::sandbox::spec::clip(id);
+    Error::new(Code::NotFound, "job_unknown", format!("job `{shown}` does not exist"))
+}
+
 /// A request that the sandbox's state does not allow.
 pub(crate) fn denied(id: &SandboxId, name: &str, denied: Denied) -> Error {
     match denied {

@@ -1,20 +1,15 @@
 //! `dispense.v1`: sandboxes, runners, jobs. Messages are parsed here; the domain knows no wire type.
 
-pub(super) mod jobs;
-pub(super) mod runners;
+mod jobs;
+mod runners;
 mod sandboxes;
 
-use std::time::Duration;
-
-use dispense_api::error::Error;
-use dispense_api::limits;
 use dispense_api::v1::job_service_server::JobServiceServer;
 use dispense_api::v1::runner_service_server::RunnerServiceServer;
 use dispense_api::v1::sandbox_service_server::SandboxServiceServer;
 use tonic::service::Routes;
 
 use super::Parts;
-use crate::sandbox::spec::invalid;
 
 /// The services, as one tower service.
 pub(super) fn routes(parts: &Parts) -> Routes {
@@ -22,39 +17,4 @@ pub(super) fn routes(parts: &Parts) -> Routes {
         .add_service(RunnerServiceServer::new(runners::RunnerDoor(parts.sandboxes.clone())))
         .add_service(JobServiceServer::new(jobs::JobDoor(parts.sandboxes.clone())))
         .prepare()
-}
-
-/// A bound of a wait.
-pub(super) fn wait_timeout(secs: u32) -> Result<Duration, Error> {
-    match secs {
-        0 => Ok(Duration::from_secs(limits::WAIT_DEFAULT_SECS.into())),
-        1..=limits::WAIT_MAX_SECS => Ok(Duration::from_secs(secs.into())),
-        _ => Err(invalid("timeout_secs", format_args!("{secs} is over the limit of {}", limits::WAIT_MAX_SECS))),
-    }
-}
-
-/// Rows of one page.
-pub(super) fn page_size(size: u32) -> Result<usize, Error> {
-    match size {
-        0 => Ok(limits::PAGE_DEFAULT as usize),
-        1..=limits::PAGE_MAX => Ok(size as usize),
-        _ => Err(invalid("page_size", format_args!("{size} is over the limit of {}", limits::PAGE_MAX))),
-    }
-}
-
-/// Where the next page begins: time and id of the last row of this one.
-pub(super) fn parse_page_token(token: &str) -> Result<Option<(i64, String)>, Error> {
-    if token.is_empty() {
-        return Ok(None);
-    }
-    let parsed = token.split_once('.').and_then(|(at, id)| {
-        let plain = id.len() <= 64 && id.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        Some((at.parse::<i64>().ok()?, plain.then(|| id.to_owned())?))
-    });
-    parsed.map(Some).ok_or_else(|| invalid("page_token", "it is not a token that this server gave"))
-}
-
-/// The token after a row.
-pub(super) fn page_token(created_at: i64, id: &str) -> String {
-    format!("{created_at}.{id}")
 }

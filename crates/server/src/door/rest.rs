@@ -16,13 +16,12 @@ use dispense_api::error::{Code, Error};
 use http::StatusCode;
 use serde::Deserialize;
 
-use super::grpc::{jobs as job_door, page_size, page_token, parse_page_token, runners as runner_door, wait_timeout};
+use super::request::{page_size, page_token, parse_page_token, wait_bound};
 use super::{Parts, authorise};
 use crate::auth::table;
 use crate::job::JobStatus;
-use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
-use crate::sandbox::lifecycle::State as SandboxState;
+use crate::sandbox::lifecycle::{Desired, State as SandboxState};
 use crate::sandbox::spec::{self, invalid};
 use crate::store::sandboxes::{self, Filter};
 use crate::store::{jobs, meta};
@@ -147,24 +146,11 @@ async fn create_sandbox(
     body: Result<Json<json::CreateJson>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<SandboxJson>)> {
     let Json(body) = body.map_err(|error| bad_body(&error))?;
-    let timeout = if body.wait { Some(wait_timeout(body.timeout_secs)?) } else { None };
+    let timeout = wait_bound(body.wait, body.timeout_secs)?;
     let new = NewSandbox::parse(body.name, body.spec.try_into()?, body.labels, body.group)?;
     let sandbox = parts.sandboxes.create(new).await?;
-    let up = |state| matches!(state, SandboxState::Running | SandboxState::Failed | SandboxState::Deleted);
-    let sandbox = settled(&parts, sandbox, timeout, up).await?;
+    let sandbox = parts.sandboxes.settled(sandbox, Desired::Running, timeout).await?;
     Ok((StatusCode::CREATED, Json(SandboxJson::new(&parts.sandboxes, &sandbox))))
-}
-
-async fn settled(
-    parts: &Parts,
-    sandbox: Sandbox,
-    timeout: Option<Duration>,
-    done: impl Fn(SandboxState) -> bool,
-) -> Result<Sandbox, Error> {
-    match timeout {
-        Some(timeout) => parts.sandboxes.wait(&sandbox.id, timeout, |row| done(row.life.observed)).await,
-        None => Ok(sandbox),
-    }
 }
 
 async fn get_sandbox(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<SandboxJson>> {
@@ -185,7 +171,7 @@ struct ChangeQuery {
 
 impl ChangeQuery {
     fn timeout(&self) -> Result<Option<Duration>, Error> {
-        if self.wait { wait_timeout(self.timeout_secs).map(Some) } else { Ok(None) }
+        wait_bound(self.wait, self.timeout_secs)
     }
 }
 
@@ -199,7 +185,7 @@ async fn delete_sandbox(
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
     let sandbox = parts.sandboxes.delete(&id, query.force).await?;
-    let sandbox = settled(&parts, sandbox, timeout, |state| state == SandboxState::Deleted).await?;
+    let sandbox = parts.sandboxes.settled(sandbox, Desired::Deleted, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
@@ -211,8 +197,7 @@ async fn start_sandbox(
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
     let sandbox = parts.sandboxes.start(&id).await?;
-    let up = |state| matches!(state, SandboxState::Running | SandboxState::Failed | SandboxState::Deleted);
-    let sandbox = settled(&parts, sandbox, timeout, up).await?;
+    let sandbox = parts.sandboxes.settled(sandbox, Desired::Running, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
@@ -224,8 +209,7 @@ async fn stop_sandbox(
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
     let sandbox = parts.sandboxes.stop(&id).await?;
-    let down = |state| matches!(state, SandboxState::Stopped | SandboxState::Failed | SandboxState::Deleted);
-    let sandbox = settled(&parts, sandbox, timeout, down).await?;
+    let sandbox = parts.sandboxes.settled(sandbox, Desired::Stopped, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
@@ -272,7 +256,7 @@ async fn list_jobs(
 }
 
 async fn get_job(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<JobJson>> {
-    let job = job_door::find(&parts.sandboxes, &id).await?;
+    let job = parts.sandboxes.job(&id).await?;
     Ok(Json(JobJson::from(&job)))
 }
 
@@ -281,7 +265,7 @@ async fn list_runners(State(parts): State<Parts>) -> Json<RunnersJson> {
 }
 
 async fn get_runner(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<RunnerJson>> {
-    Ok(Json(runner_door::find(&parts.sandboxes, &id)?.into()))
+    Ok(Json(parts.sandboxes.fleet.find(&id)?.into()))
 }
 
 fn bad_query(error: &QueryRejection) -> Error {

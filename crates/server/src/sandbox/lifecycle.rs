@@ -51,6 +51,19 @@ pub(crate) enum State {
     Deleted,
 }
 
+impl State {
+    /// Whether a caller who waits for `wanted` has nothing more to wait for.
+    pub(crate) fn settles(self, wanted: Desired) -> bool {
+        match wanted {
+            Desired::Running => {
+                matches!(self, Self::Running | Self::Failed | Self::Stopped | Self::Deleting | Self::Deleted)
+            }
+            Desired::Stopped => matches!(self, Self::Stopped | Self::Failed | Self::Deleting | Self::Deleted),
+            Desired::Deleted => self == Self::Deleted,
+        }
+    }
+}
+
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {

@@ -18,7 +18,7 @@ use crate::auth::secret::ServerSecret;
 use crate::fleet::BoxReport;
 use crate::fleet::Fleet;
 use crate::job::{Job, JobStatus, JobType};
-use crate::refusal::{denied, unknown_sandbox};
+use crate::refusal::{denied, unknown_job, unknown_sandbox};
 use crate::relay::Route;
 use crate::store::{Store, StoreError, jobs, now_micros, runners, sandboxes};
 
@@ -60,6 +60,12 @@ impl Sandboxes {
         }
         let found = sandboxes::find(self.store.readers(), id_or_name).await?;
         found.ok_or_else(|| unknown_sandbox(id_or_name))
+    }
+
+    /// The job of an id.
+    pub(crate) async fn job(&self, wanted: &str) -> Result<Job, Error> {
+        let id = wanted.parse().map_err(|error| super::spec::invalid("job", error))?;
+        jobs::find(self.store.readers(), &id).await?.ok_or_else(|| unknown_job(wanted))
     }
 
     /// Wants it running.
@@ -247,6 +253,17 @@ impl Sandboxes {
             (State::Deleting | State::Deleted, _) => not_running("create another one"),
             _ => not_running(&format!("start it with `dispense start {}`", sandbox.name)),
         }
+    }
+
+    /// Waits, for a caller who asked to, until nothing more is on the way to what was asked for.
+    pub(crate) async fn settled(
+        &self,
+        sandbox: Sandbox,
+        wanted: Desired,
+        timeout: Option<Duration>,
+    ) -> Result<Sandbox, Error> {
+        let Some(timeout) = timeout else { return Ok(sandbox) };
+        self.wait(&sandbox.id, timeout, |row| row.life.observed.settles(wanted)).await
     }
 
     /// Waits until the row satisfies `done`.

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use dispense_api::error::{Code, Error};
+use dispense_api::error::Error;
 use dispense_api::v1;
 use dispense_api::v1::job_service_server::JobService;
 use tonic::{Request, Response, Status};
 
-use super::{page_size, page_token, parse_page_token};
+use crate::door::request::{page_size, page_token, parse_page_token};
 use crate::job::{Job, JobStatus, JobType};
 use crate::sandbox::service::Sandboxes;
-use crate::sandbox::spec::{clip, invalid};
+use crate::sandbox::spec::invalid;
 use crate::sandbox::view::timestamp;
 use crate::store::jobs;
 
@@ -48,15 +48,8 @@ impl JobService for JobDoor {
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
         let wanted = request.into_inner().job;
-        Ok(Response::new(wire(find(&self.0, &wanted).await?)))
+        Ok(Response::new(wire(self.0.job(&wanted).await?)))
     }
-}
-
-/// The job of an id.
-pub(in crate::door) async fn find(sandboxes: &Sandboxes, wanted: &str) -> Result<Job, Error> {
-    let id = wanted.parse().map_err(|error| invalid("job", error))?;
-    let found = jobs::find(sandboxes.store.readers(), &id).await?;
-    found.ok_or_else(|| Error::new(Code::NotFound, "job_unknown", format!("job `{}` does not exist", clip(wanted))))
 }
 
 fn wire(job: Job) -> v1::Job {

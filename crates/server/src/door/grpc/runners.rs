@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use dispense_api::error::{Code, Error};
 use dispense_api::v1;
 use dispense_api::v1::runner_service_server::RunnerService;
 use tonic::{Request, Response, Status};
@@ -10,7 +9,6 @@ use tonic::{Request, Response, Status};
 use crate::fleet::{RunnerStatus, RunnerView};
 use crate::placement::Room;
 use crate::sandbox::service::Sandboxes;
-use crate::sandbox::spec::clip;
 use crate::sandbox::view::timestamp;
 
 pub(super) struct RunnerDoor(pub(super) Arc<Sandboxes>);
@@ -27,19 +25,8 @@ impl RunnerService for RunnerDoor {
 
     async fn get_runner(&self, request: Request<v1::GetRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
         let wanted = request.into_inner().runner;
-        Ok(Response::new(wire(find(&self.0, &wanted)?)))
+        Ok(Response::new(wire(self.0.fleet.find(&wanted)?)))
     }
-}
-
-/// The runner of an id or name; ids win.
-pub(in crate::door) fn find(sandboxes: &Sandboxes, wanted: &str) -> Result<RunnerView, Error> {
-    let runners = sandboxes.fleet.list();
-    let by_id = runners.iter().find(|view| view.known.id.as_str() == wanted);
-    let found = by_id.or_else(|| runners.iter().find(|view| view.known.facts.name == wanted));
-    found.cloned().ok_or_else(|| {
-        let message = format!("runner `{}` does not exist: `dispense runner list` shows those that do", clip(wanted));
-        Error::new(Code::NotFound, "runner_unknown", message)
-    })
 }
 
 fn wire(view: RunnerView) -> v1::Runner {

@@ -1,17 +1,16 @@
 //! `dispense.v1.SandboxService`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dispense_api::error::Error;
 use dispense_api::v1;
 use dispense_api::v1::sandbox_service_server::SandboxService;
 use tonic::{Request, Response, Status};
 
-use super::{page_size, page_token, parse_page_token, wait_timeout};
+use crate::door::request::{page_size, page_token, parse_page_token, wait_bound, wait_timeout};
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
-use crate::sandbox::lifecycle::State;
+use crate::sandbox::lifecycle::{Desired, State};
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::{self, invalid};
 use crate::sandbox::view::parse_state;
@@ -25,38 +24,17 @@ impl SandboxDoor {
     fn answer(&self, sandbox: &Sandbox) -> Answer<v1::Sandbox> {
         Ok(Response::new(self.0.view(sandbox)))
     }
-
-    /// Waits, when asked to, until nothing more is on the way.
-    async fn settled(
-        &self,
-        sandbox: Sandbox,
-        timeout: Option<Duration>,
-        done: impl Fn(State) -> bool,
-    ) -> Result<Sandbox, Error> {
-        match timeout {
-            Some(timeout) => self.0.wait(&sandbox.id, timeout, |row| done(row.life.observed)).await,
-            None => Ok(sandbox),
-        }
-    }
-}
-
-fn bound(wait: bool, timeout_secs: u32) -> Result<Option<Duration>, Error> {
-    if wait { wait_timeout(timeout_secs).map(Some) } else { Ok(None) }
-}
-
-fn up(state: State) -> bool {
-    matches!(state, State::Running | State::Failed | State::Stopped | State::Deleting | State::Deleted)
 }
 
 #[tonic::async_trait]
 impl SandboxService for SandboxDoor {
     async fn create_sandbox(&self, request: Request<v1::CreateSandboxRequest>) -> Answer<v1::Sandbox> {
         let request = request.into_inner();
-        let timeout = bound(request.wait, request.timeout_secs)?;
+        let timeout = wait_bound(request.wait, request.timeout_secs)?;
         let labels = request.labels.into_iter().collect();
         let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
         let sandbox = self.0.create(new).await?;
-        self.answer(&self.settled(sandbox, timeout, up).await?)
+        self.answer(&self.0.settled(sandbox, Desired::Running, timeout).await?)
     }
 
     async fn get_sandbox(&self, request: Request<v1::GetSandboxRequest>) -> Answer<v1::Sandbox> {
@@ -84,24 +62,23 @@ impl SandboxService for SandboxDoor {
 
     async fn start_sandbox(&self, request: Request<v1::StartSandboxRequest>) -> Answer<v1::Sandbox> {
         let request = request.into_inner();
-        let timeout = bound(request.wait, request.timeout_secs)?;
+        let timeout = wait_bound(request.wait, request.timeout_secs)?;
         let sandbox = self.0.start(&request.sandbox).await?;
-        self.answer(&self.settled(sandbox, timeout, up).await?)
+        self.answer(&self.0.settled(sandbox, Desired::Running, timeout).await?)
     }
 
     async fn stop_sandbox(&self, request: Request<v1::StopSandboxRequest>) -> Answer<v1::Sandbox> {
         let request = request.into_inner();
-        let timeout = bound(request.wait, request.timeout_secs)?;
+        let timeout = wait_bound(request.wait, request.timeout_secs)?;
         let sandbox = self.0.stop(&request.sandbox).await?;
-        let down = |state| matches!(state, State::Stopped | State::Failed | State::Deleting | State::Deleted);
-        self.answer(&self.settled(sandbox, timeout, down).await?)
+        self.answer(&self.0.settled(sandbox, Desired::Stopped, timeout).await?)
     }
 
     async fn delete_sandbox(&self, request: Request<v1::DeleteSandboxRequest>) -> Answer<v1::Sandbox> {
         let request = request.into_inner();
-        let timeout = bound(request.wait, request.timeout_secs)?;
+        let timeout = wait_bound(request.wait, request.timeout_secs)?;
         let sandbox = self.0.delete(&request.sandbox, request.force).await?;
-        self.answer(&self.settled(sandbox, timeout, |state| state == State::Deleted).await?)
+        self.answer(&self.0.settled(sandbox, Desired::Deleted, timeout).await?)
     }
 
     async fn wait_sandbox(&self, request: Request<v1::WaitSandboxRequest>) -> Answer<v1::Sandbox> {
