@@ -34,7 +34,7 @@ impl Sandboxes {
     }
 
     /// What its runner cannot enforce: as its box was told, or as the runner says of itself.
-    fn unenforced(&self, sandbox: &Sandbox) -> std::collections::BTreeMap<String, String> {
+    pub(crate) fn unenforced(&self, sandbox: &Sandbox) -> std::collections::BTreeMap<String, String> {
         let known = &sandbox.unenforced;
         if !known.is_empty() {
             return known.clone();

@@ -187,7 +187,7 @@ impl SandboxJson {
             stopped_at: sandbox.stopped_at.map(time),
             expires_at: sandbox.expires_at.map(time),
             agent_info: agent,
-            unenforced_limits: sandbox.unenforced.clone(),
+            unenforced_limits: sandboxes.unenforced(sandbox),
             waiting_for: sandboxes.waiting_for(sandbox).into_iter().collect(),
             job_id: sandbox.job.to_string(),
         }
