@@ -15,6 +15,7 @@ const FILES: &[&str] = &[
     "dispense/v1/port.proto",
     "dispense/v1/runner.proto",
     "dispense/v1/job.proto",
+    "dispense/v1/log.proto",
     "dispense/runner/v1/runner.proto",
     "dispense/agent/v1/agent.proto",
 ];

@@ -4,6 +4,7 @@
 //! It knows no runner, server or backend. It runs inside the sandbox, so it keeps no secret from it but the
 //! token of its own heartbeats.
 
+mod activity;
 mod call;
 mod config;
 mod file;
@@ -40,6 +41,8 @@ pub async fn reap() {
 const LISTEN_FD_DEFAULT: i32 = 3;
 /// Between SIGTERM and SIGKILL when the agent itself is asked to end by a signal.
 const SIGNAL_GRACE_MS: u32 = 5000;
+/// The last calls are answered within this time.
+const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between looks whether processes are left during the grace.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
 
@@ -77,6 +80,8 @@ pub async fn run(config: Config, listener: StdListener) -> io::Result<()> {
         error = reaper::run() => return Err(error),
         () = end_processes(&agent) => {}
     }
+    agent.over.cancel();
+    agent.finish(LAST_ANSWERS_TIMEOUT).await;
     while heartbeats.join_next().await.is_some() {}
     Ok(())
 }

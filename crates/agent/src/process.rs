@@ -11,17 +11,19 @@ mod spawn;
 mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
 use std::time::{Instant, SystemTime};
 
 use dispense_api::v1::{self, OutputStream, process_exited};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::activity::Activity;
 use crate::sys::Ended;
 use journal::Journal;
 
 pub(crate) use events::{Event, Events};
-pub(crate) use input::Input;
+pub(crate) use input::{Input, InputError};
 pub(crate) use table::Processes;
 
 /// One process, live or ended.
@@ -29,6 +31,7 @@ pub(crate) use table::Processes;
 pub(crate) struct Process {
     pub(crate) pid: i32,
     pub(crate) name: String,
+    pub(crate) key: String,
     args: Vec<String>,
     cwd: String,
     user: String,
@@ -40,6 +43,9 @@ pub(crate) struct Process {
     exit: Mutex<Option<v1::ProcessExited>>,
     /// The process itself has ended; its pumps read what is there and then finish.
     over: CancellationToken,
+    activity: Arc<Activity>,
+    /// Its log was told to the runner.
+    pub(crate) told: AtomicBool,
     /// Changes whenever a reader or the pump of a journal may go on.
     version: watch::Sender<u64>,
 }
@@ -92,6 +98,20 @@ impl Process {
             stderr_bytes: bytes(OutputStream::Stderr),
             pty_bytes: bytes(OutputStream::Pty),
         }
+    }
+
+    /// The end of what it wrote, at most so many bytes of each stream.
+    pub(crate) fn log(&self, tail_bytes: usize) -> v1::ProcessLog {
+        let tail = |stream: &Stream| {
+            let (offset, data) = stream.journal().tail(tail_bytes);
+            (!data.is_empty()).then(|| v1::ProcessOutput { stream: stream.kind.into(), offset, data })
+        };
+        v1::ProcessLog { process: Some(self.describe()), tails: self.streams.iter().filter_map(tail).collect() }
+    }
+
+    /// Bytes that its journals keep.
+    fn kept_bytes(&self) -> usize {
+        self.streams.iter().map(|stream| stream.journal().kept_bytes()).sum()
     }
 
     fn ended(&self, ended: Ended, timed_out: bool, out_of_memory: bool) -> v1::ProcessExited {

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use dispense_api::error::{Code, Error};
 use dispense_api::v1::{
-    AttachProcessRequest, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream, ProcessEvent,
+    AttachProcessRequest, InputTaken, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream, ProcessEvent,
     ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcessRequest,
     attach_process_request, process_event, process_input, run_process_request,
 };
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::call::{Requests, Responses, gone};
-use crate::process::{Event, Events, Input, Process};
+use crate::process::{Event, Events, Input, InputError, Process};
 use crate::serve::Agent;
 
 fn invalid(message: &str) -> Error {
@@ -40,8 +40,9 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(run_process_request::Kind::Start(start)) = request.kind else {
         return Err(invalid("the first message must have `start`"));
     };
+    let writer = start.key.clone();
     let process = agent.processes.start(start)?;
-    let input = agent.processes.input(&process);
+    let input = agent.processes.input(&process).map(|input| (input, writer));
     let events = Events::open(process.clone(), |_| Some(0), true, true);
     let next = |request: RunProcessRequest| match request.kind {
         Some(run_process_request::Kind::Input(input)) => Some(input),
@@ -71,14 +72,20 @@ pub(crate) async fn attach<S: AsyncRead + AsyncWrite + Unpin>(
         Some(attach_process_request::Kind::Input(input)) => Some(input),
         _ => None,
     };
-    carry(&process, events, Some(input), requests, responses, next).await
+    if open.writer.len() > WRITER_MAX_BYTES {
+        return Err(invalid("`open.writer` is longer than 64 bytes"));
+    }
+    carry(&process, events, Some((input, open.writer)), requests, responses, next).await
 }
+
+/// Bytes of the name of a writer.
+const WRITER_MAX_BYTES: usize = 64;
 
 /// Carries output to the caller and input to the process until the process has ended or the caller has gone.
 async fn carry<S, M>(
     process: &Arc<Process>,
     mut events: Events,
-    input: Option<Arc<Mutex<Input>>>,
+    input: Option<(Arc<Mutex<Input>>, String)>,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
     next: impl Fn(M) -> Option<ProcessInput>,
@@ -89,9 +96,28 @@ where
 {
     let started = ProcessEvent { kind: Some(process_event::Kind::Started(process.describe())) };
     responses.send(&started).await.map_err(gone)?;
+    let already = match &input {
+        Some((input, writer)) if !writer.is_empty() => Input::taken(input, writer).await,
+        _ => 0,
+    };
+    let (taken, mut taken_changed) = watch::channel(already);
+    if already > 0 {
+        taken_changed.mark_changed();
+    }
     let output = async {
         loop {
-            match events.next().await {
+            let event = tokio::select! {
+                biased;
+                event = events.next() => event,
+                // The sender lives as long as this call.
+                Ok(()) = taken_changed.changed() => {
+                    let offset = *taken_changed.borrow_and_update();
+                    let event = ProcessEvent { kind: Some(process_event::Kind::InputTaken(InputTaken { offset })) };
+                    responses.send(&event).await.map_err(gone)?;
+                    continue;
+                }
+            };
+            match event {
                 Event::Output { stream, offset, data } => {
                     responses.send_with_payload(&output_head(stream, offset, &data), data).await.map_err(gone)?;
                     events.passed_on();
@@ -110,8 +136,8 @@ where
         }
     };
     let pump = async {
-        let Some(input) = input else { return std::future::pending().await };
-        take_input(&input, requests, next).await?;
+        let Some((input, writer)) = input else { return std::future::pending().await };
+        take_input(process, &input, &Writer { name: writer, taken: &taken }, requests, next).await?;
         // The output goes on; nothing more comes from this caller but its going.
         watch_for_going(requests).await
     };
@@ -121,8 +147,16 @@ where
     }
 }
 
+/// Who writes, and whom to tell how much of it was taken.
+struct Writer<'a> {
+    name: String,
+    taken: &'a watch::Sender<u64>,
+}
+
 async fn take_input<S, M>(
+    process: &Process,
     input: &Mutex<Input>,
+    writer: &Writer<'_>,
     requests: &mut Requests<S>,
     next: impl Fn(M) -> Option<ProcessInput>,
 ) -> Result<(), Error>
@@ -130,17 +164,42 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     M: prost::Message + Default,
 {
-    let failed =
-        |error: std::io::Error| Error::new(Code::Internal, "input_failed", format!("failed to write input: {error}"));
     while let Some(message) = requests.next::<M>().await? {
-        match next(message).and_then(|input| input.kind) {
-            Some(process_input::Kind::Data(data)) => Input::write(input, &data).await.map_err(failed)?,
-            Some(process_input::Kind::Eof(_)) => Input::close(input).await.map_err(failed)?,
-            None => return Err(invalid("a message after the first must have `input`")),
+        let Some(message) = next(message) else {
+            return Err(invalid("a message after the first must have `input`"));
+        };
+        match message.kind {
+            Some(process_input::Kind::Data(data)) => {
+                // A process that does not read must not keep the call of a caller who has gone.
+                tokio::select! {
+                    written = write(input, writer, message.offset, &data) => written?,
+                    gone = watch_for_going(requests) => return gone,
+                }
+            }
+            Some(process_input::Kind::Eof(_)) => Input::close(input).await.map_err(input_failed)?,
+            Some(process_input::Kind::Resize(size)) => process.resize(size.cols, size.rows)?,
+            None => return Err(invalid("`input` is empty")),
         }
     }
     // A half-close ends the input; a cut connection does not, since its caller may come back.
-    if requests.gone() { Ok(()) } else { Input::close(input).await.map_err(failed) }
+    if requests.gone() { Ok(()) } else { Input::close(input).await.map_err(input_failed) }
+}
+
+async fn write(input: &Mutex<Input>, writer: &Writer<'_>, offset: u64, data: &[u8]) -> Result<(), Error> {
+    if writer.name.is_empty() {
+        return Input::write(input, data).await.map_err(input_failed);
+    }
+    let taken = Input::resume(input, &writer.name, offset, data).await.map_err(input_failed)?;
+    writer.taken.send_replace(taken);
+    Ok(())
+}
+
+fn input_failed(error: InputError) -> Error {
+    let code = match error {
+        InputError::Jump { .. } => Code::InvalidArgument,
+        InputError::Write(_) => Code::Internal,
+    };
+    Error::new(code, "input_failed", error.to_string())
 }
 
 /// Between looks whether a silent caller has gone.

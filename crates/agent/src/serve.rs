@@ -11,10 +11,11 @@ use dispense_api::method::Method;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::activity::Activity;
 use crate::call::{self, Gone, Requests, Responses};
 use crate::config::Config;
 use crate::process::Processes;
@@ -31,9 +32,16 @@ pub struct Agent {
     pub(crate) config: Arc<Config>,
     pub(crate) processes: Processes,
     pub(crate) sessions: AtomicU32,
+    pub(crate) activity: Arc<Activity>,
+    /// It is asked to end.
     pub(crate) shutdown: CancellationToken,
+    /// Its processes have ended, or their grace has passed.
+    pub(crate) over: CancellationToken,
     pub(crate) started: std::time::Instant,
     pub(crate) shutdown_grace_ms: AtomicU32,
+    /// Calls of `Shutdown` that wait for their answer.
+    pub(crate) shutdown_calls: AtomicU32,
+    pub(crate) shutdown_answered: Notify,
     tasks: TaskTracker,
 }
 
@@ -41,16 +49,32 @@ impl Agent {
     /// An agent without a listener: [`serve_connection`] brings calls.
     pub fn new(config: Config) -> Arc<Self> {
         let (config, tasks) = (Arc::new(config), TaskTracker::new());
-        let processes = Processes::new(config.clone(), tasks.clone());
+        let activity = Arc::new(Activity::default());
+        let processes = Processes::new(config.clone(), tasks.clone(), activity.clone());
         Arc::new(Self {
             config,
             processes,
             sessions: AtomicU32::new(0),
+            activity,
             shutdown: CancellationToken::new(),
+            over: CancellationToken::new(),
             started: std::time::Instant::now(),
             shutdown_grace_ms: AtomicU32::new(0),
+            shutdown_calls: AtomicU32::new(0),
+            shutdown_answered: Notify::new(),
             tasks,
         })
+    }
+
+    /// Waits until those that wait for the end have been answered.
+    pub(crate) async fn finish(&self, timeout: Duration) {
+        let answered = async {
+            while self.shutdown_calls.load(Ordering::Relaxed) > 0 {
+                self.shutdown_answered.notified().await;
+            }
+        };
+        // A caller that does not read its answer is not waited for.
+        let _ = tokio::time::timeout(timeout, answered).await;
     }
 }
 
@@ -111,12 +135,21 @@ where
         return ended(responses.finish(Err(error)).await);
     };
     // The runner's own watch is no session of a user.
-    let _session = (method != Method::Watch).then(|| Session::open(&agent.sessions));
+    let is_session = !matches!(method, Method::Watch | Method::Shutdown);
+    let _session = is_session.then(|| Session::open(&agent));
+    let is_shutdown = method == Method::Shutdown;
+    if is_shutdown {
+        agent.shutdown_calls.fetch_add(1, Ordering::Relaxed);
+    }
     let result = dispatch(&agent, method, &mut requests, &mut responses).await;
     if let Err(error) = &result {
         tracing::debug!(method = method.path(), %error, "call refused");
     }
     ended(responses.finish(result).await);
+    if is_shutdown {
+        agent.shutdown_calls.fetch_sub(1, Ordering::Relaxed);
+        agent.shutdown_answered.notify_one();
+    }
 }
 
 fn ended(result: std::io::Result<()>) {
@@ -160,17 +193,18 @@ where
 }
 
 /// Counts an open call.
-struct Session<'a>(&'a AtomicU32);
+struct Session<'a>(&'a Agent);
 
 impl<'a> Session<'a> {
-    fn open(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+    fn open(agent: &'a Agent) -> Self {
+        agent.sessions.fetch_add(1, Ordering::Relaxed);
+        Self(agent)
     }
 }
 
 impl Drop for Session<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.0.activity.mark();
     }
 }

@@ -23,6 +23,12 @@ pub(crate) fn disk_is_full(path: impl AsRef<Path>) -> bool {
     rustix::fs::statvfs(path.as_ref()).is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < DISK_FULL_BYTES)
 }
 
+/// The limit of the sandbox's memory, where one is enforced.
+pub(crate) fn memory_limit_bytes() -> Option<u64> {
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    number("/sys/fs/cgroup/memory.max").or_else(|| number("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+}
+
 /// Memory in MiB.
 pub(crate) fn memory_mb() -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();

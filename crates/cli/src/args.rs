@@ -61,6 +61,12 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Run a command in a running sandbox
     Exec(ExecArgs),
+    /// Attach to a process that runs in a sandbox
+    Attach(AttachArgs),
+    /// Show what processes of a sandbox wrote, also after its end
+    Logs(LogsArgs),
+    /// List processes of a sandbox
+    Ps(PsArgs),
     /// Open a shell in a running sandbox
     Shell(ShellArgs),
     /// Copy files or directories: PATH SANDBOX:PATH, or SANDBOX:PATH PATH
@@ -145,6 +151,9 @@ pub(crate) struct SpecArgs {
     /// Delete it after this long, e.g. 30m or 2h
     #[arg(long, value_parser = units::duration)]
     pub(crate) ttl: Option<Duration>,
+    /// Stop it when nobody has used it for this long, e.g. 30m; it starts again when it is used
+    #[arg(long, value_parser = units::duration)]
+    pub(crate) auto_stop: Option<Duration>,
     /// Runner by id or name, or a label K=V of runners
     #[arg(long)]
     pub(crate) target: Option<String>,
@@ -238,6 +247,12 @@ pub(crate) struct ExecArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Start it, print its pid and leave it running
+    #[arg(short, long, conflicts_with = "interactive")]
+    pub(crate) detach: bool,
+    /// Name of the process, for `attach` and `logs`
+    #[arg(long)]
+    pub(crate) name: Option<String>,
     /// Variable for the command; K alone takes the value from here
     #[arg(long, value_name = "K=V", value_parser = units::variable)]
     pub(crate) env: Vec<Pair>,
@@ -255,6 +270,43 @@ pub(crate) struct ExecArgs {
     /// Command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct AttachArgs {
+    /// Show what it has written so far, too
+    #[arg(long)]
+    pub(crate) from_start: bool,
+    /// Pass no stdin on
+    #[arg(long)]
+    pub(crate) no_stdin: bool,
+    /// Id or name
+    pub(crate) sandbox: String,
+    /// Pid or name of the process [default: the one that started last]
+    pub(crate) process: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct LogsArgs {
+    /// Go on until the process ends
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Begin at this byte of each stream
+    #[arg(long, default_value_t = 0)]
+    pub(crate) from: u64,
+    /// Id or name
+    pub(crate) sandbox: String,
+    /// Pid or name of the process [default: the one that started last]
+    pub(crate) process: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct PsArgs {
+    /// Also those that have ended
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Id or name
+    pub(crate) sandbox: String,
 }
 
 #[derive(Args)]
@@ -305,6 +357,9 @@ pub(crate) struct ListenArgs {
     /// Address for runners
     #[arg(long, default_value = "127.0.0.1:50051")]
     pub(crate) runner_address: SocketAddr,
+    /// What is kept of each stream of a process after its sandbox is gone, e.g. 64K; 0 keeps nothing
+    #[arg(long, env = "DISPENSE_LOG_TAIL", default_value = "64K", value_parser = units::bytes)]
+    pub(crate) log_tail: u64,
 }
 
 #[derive(Args)]
@@ -348,6 +403,18 @@ pub(crate) struct RunnerArgs {
 pub(crate) enum RunnerCommand {
     /// List runners
     List,
+    /// Let a runner take nothing new; what runs there goes on
+    Cordon(RunnerNameArgs),
+    /// Let a runner take sandboxes again
+    Uncordon(RunnerNameArgs),
+    /// Let a runner take nothing new and stop its sandboxes; their files stay
+    Drain(RunnerNameArgs),
+}
+
+#[derive(Args)]
+pub(crate) struct RunnerNameArgs {
+    /// Id or name
+    pub(crate) runner: String,
 }
 
 #[derive(Args)]

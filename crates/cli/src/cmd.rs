@@ -7,6 +7,8 @@ mod create;
 mod doctor;
 mod exec;
 mod jobs;
+mod logs;
+mod processes;
 mod run;
 mod runner;
 mod sandboxes;
@@ -29,6 +31,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Stop(args) => sandboxes::stop(global, args).await,
         Command::Delete(args) => sandboxes::delete(global, args).await,
         Command::Exec(args) => exec::exec(global, args).await,
+        Command::Attach(args) => exec::attach(global, args).await,
+        Command::Logs(args) => logs::logs(global, args).await,
+        Command::Ps(args) => processes::list(global, args).await,
         Command::Shell(args) => exec::shell(global, args).await,
         Command::Cp(args) => copy::copy(global, args).await,
         Command::Jobs(args) => jobs::jobs(global, args).await,

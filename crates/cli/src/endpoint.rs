@@ -1,6 +1,7 @@
 //! Which server a command uses: the configured one, or the one of this machine's data directory.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dispense_client::{Client, Error};
 
@@ -8,6 +9,9 @@ use crate::args::Global;
 use crate::config::{self, Config};
 use crate::failure::usage;
 use crate::local::lease::{self, Lease};
+
+/// An embedded server that is away is dead, and its sandboxes with it.
+const EMBEDDED_RESUME_FOR: Duration = Duration::from_secs(2);
 
 /// Where the values of an endpoint come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +61,10 @@ pub(crate) async fn connect(global: &Global) -> Result<Connected, Error> {
         }
         Endpoint::Local { data_dir } => {
             let lease = lease::take(&data_dir).await?;
-            let client = Client::connect(&lease.info.url, &lease.info.api_key).await?;
+            let mut client = Client::connect(&lease.info.url, &lease.info.api_key).await?;
+            if lease.info.embedded {
+                client = client.resume_for(EMBEDDED_RESUME_FOR);
+            }
             Ok(Connected { client, _lease: Some(lease) })
         }
     }

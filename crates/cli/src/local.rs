@@ -33,6 +33,7 @@ pub(crate) struct LocalConfig {
     pub(crate) data_dir: PathBuf,
     pub(crate) address: SocketAddr,
     pub(crate) runner_address: SocketAddr,
+    pub(crate) log_tail_bytes: u32,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -49,6 +50,8 @@ pub(crate) struct LocalInfo {
     /// Where runners join.
     pub(crate) runner_url: String,
     pub(crate) join_token: String,
+    /// It ends with its clients and does not come back.
+    pub(crate) embedded: bool,
 }
 
 /// A started server.
@@ -69,6 +72,7 @@ impl Local {
             address: config.address,
             runner_address: config.runner_address,
             embedded: config.embedded,
+            log_tail_bytes: config.log_tail_bytes,
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let info = LocalInfo {
@@ -76,6 +80,7 @@ impl Local {
             api_key: server.admin_key().to_owned(),
             runner_url: format!("http://{}", reachable(server.runner_address())),
             join_token: server.join_token().to_owned(),
+            embedded: config.embedded,
         };
         let runner_shutdown = CancellationToken::new();
         let started = async {

@@ -56,11 +56,38 @@ pub(crate) async fn run(
     // Before the start: a signal that comes now is for the process.
     let signals = Signals::listen(streams.tty)?;
     let process = client.run(sandbox, start).await?;
+    carry(client, sandbox, process, signals, streams).await
+}
+
+/// Attaches to a process and carries it to its end, or until our terminal is gone.
+pub(crate) async fn attach(
+    client: &Client,
+    sandbox: &str,
+    open: v1::AttachProcess,
+    streams: Streams,
+) -> Result<Ended, Error> {
+    let signals = Signals::listen(streams.tty)?;
+    let process = client.attach(sandbox, open).await?;
+    if streams.tty {
+        let (cols, rows) = size();
+        process.input.resize(cols, rows)?;
+    }
+    carry(client, sandbox, process, signals, streams).await
+}
+
+async fn carry(
+    client: &Client,
+    sandbox: &str,
+    process: RunningProcess,
+    signals: Signals,
+    streams: Streams,
+) -> Result<Ended, Error> {
     let raw = if streams.tty && is_terminal(std::io::stdin().as_fd()) { Some(RawMode::enter()?) } else { None };
     if streams.stdin || streams.tty {
         input::forward(process.input.clone());
     }
-    let mut session = Session { client, sandbox, process, signals, pid: None, asked_to_end: None, queued: vec![] };
+    let mut session =
+        Session { client, sandbox, process, signals, pid: None, asked_to_end: None, queued: vec![], unheard: false };
     let ended = session.carry().await;
     drop(raw);
     ended
@@ -76,6 +103,8 @@ struct Session<'a> {
     asked_to_end: Option<Instant>,
     /// Signals that came before the process had started.
     queued: Vec<u32>,
+    /// A signal came while there was no connection, and its sender was told.
+    unheard: bool,
 }
 
 impl Session<'_> {
@@ -106,13 +135,14 @@ impl Session<'_> {
                         eprintln!("dispense: {} bytes of output were dropped", gap.to - gap.from);
                     }
                     Some(v1::process_event::Kind::Exited(exited)) => break exited,
+                    Some(v1::process_event::Kind::InputTaken(_)) => {}
                     None => return Err(Error::new(
                         dispense_client::Code::Unavailable,
                         "cut",
                         "the stream of the process ended before the process did: see `dispense get`",
                     )),
                 },
-                signal = self.signals.next() => self.signal(signal).await,
+                signal = self.signals.next() => self.signal(signal).await?,
                 () = output.failed(), if waiting.is_none() => return self.reader_gone().await,
             }
         };
@@ -130,19 +160,26 @@ impl Session<'_> {
         }
     }
 
-    async fn signal(&mut self, signal: signals::Event) {
+    async fn signal(&mut self, signal: signals::Event) -> Result<(), Error> {
         let number = match signal {
             signals::Event::Resized => {
-                if let Some(pid) = self.pid {
-                    let (cols, rows) = size();
-                    if let Err(error) = self.client.resize(self.sandbox, pid, cols, rows).await {
-                        tracing::debug!(%error, "resize");
-                    }
-                }
-                return;
+                let (cols, rows) = size();
+                // A process that has just ended has no terminal.
+                let _ = self.process.input.resize(cols, rows);
+                return Ok(());
             }
             signals::Event::Signal(number) => number,
         };
+        if let Some(error) = self.process.events.interrupted() {
+            if self.unheard {
+                return Err(error.clone());
+            }
+            self.unheard = true;
+            eprintln!(
+                "dispense: the connection is lost and the signal cannot be passed on; once more ends this command and leaves the process running"
+            );
+            return Ok(());
+        }
         let insists = self.asked_to_end.is_some_and(|first| first.elapsed() > KILL_AFTER);
         self.asked_to_end.get_or_insert_with(Instant::now);
         let number = if insists { SIGKILL } else { number };
@@ -150,6 +187,7 @@ impl Session<'_> {
             Some(pid) => self.send(pid, number).await,
             None => self.queued.push(number),
         }
+        Ok(())
     }
 
     async fn send(&self, pid: u32, signal: u32) {

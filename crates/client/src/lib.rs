@@ -30,6 +30,7 @@ use std::time::Duration;
 use dispense_api::limits;
 use dispense_api::v1::file_service_client::FileServiceClient;
 use dispense_api::v1::job_service_client::JobServiceClient;
+use dispense_api::v1::log_service_client::LogServiceClient;
 use dispense_api::v1::port_service_client::PortServiceClient;
 use dispense_api::v1::process_service_client::ProcessServiceClient;
 use dispense_api::v1::runner_service_client::RunnerServiceClient;
@@ -51,6 +52,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent server is asked after this long.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A server or runner that is upgraded is back sooner.
+const RESUME_FOR_DEFAULT: Duration = Duration::from_secs(600);
 /// Messages that wait in a stream that the caller writes.
 const STREAM_MESSAGES: usize = 8;
 
@@ -72,6 +75,7 @@ type Authenticated = InterceptedService<Channel, ApiKey>;
 pub struct Client {
     channel: Channel,
     key: ApiKey,
+    resume_for: Duration,
 }
 
 impl Client {
@@ -94,7 +98,13 @@ impl Client {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
         let channel = endpoint.connect().await.map_err(|error| error::unreachable(url, &error))?;
-        Ok(Self { channel, key: ApiKey(key) })
+        Ok(Self { channel, key: ApiKey(key), resume_for: RESUME_FOR_DEFAULT })
+    }
+
+    /// Streams whose connection is cut try for this long to come back; 10 minutes when nothing is said.
+    pub fn resume_for(mut self, time: Duration) -> Self {
+        self.resume_for = time;
+        self
     }
 
     fn sandboxes(&self) -> SandboxServiceClient<Authenticated> {
@@ -109,6 +119,11 @@ impl Client {
 
     fn jobs_client(&self) -> JobServiceClient<Authenticated> {
         JobServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+    }
+
+    fn logs_client(&self) -> LogServiceClient<Authenticated> {
+        LogServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+            .max_decoding_message_size(PAGE_MAX_BYTES)
     }
 
     fn processes(&self) -> ProcessServiceClient<Authenticated> {

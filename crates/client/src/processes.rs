@@ -1,91 +1,83 @@
 //! Processes: started, attached to, signalled.
 
+mod events;
+mod outbox;
+
+use std::sync::Arc;
+
 use bytes::Bytes;
-use dispense_api::error::{Code, Error};
+use dispense_api::error::Error;
 use dispense_api::v1;
-use dispense_api::v1::{attach_process_request, process_input, run_process_request};
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use dispense_api::v1::process_input;
 
-use crate::retry::idempotent;
-use crate::{Client, STREAM_MESSAGES, error};
+use crate::retry::{idempotent, random_hex};
+use crate::{Client, error};
 
-/// A process that this client is attached to.
+pub use events::Events;
+use events::Opening;
+use outbox::Outbox;
+
+/// A process that this client is attached to. When the connection is cut it comes back by itself and goes on
+/// where it stopped: no byte of input or output is lost or repeated within what the sandbox keeps.
 pub struct RunningProcess {
     /// Its stdin or terminal.
     pub input: Input,
-    /// What it does; its output waits for this reader.
+    /// What it does; of a process that was started here the output waits for this reader.
     pub events: Events,
 }
 
 /// Writes to a process. Dropping it does not close stdin: call [`Input::close`].
 #[derive(Clone)]
-pub struct Input(mpsc::Sender<v1::ProcessInput>);
+pub struct Input(Arc<Outbox>);
 
 impl Input {
-    /// Writes bytes; waits while the process does not read.
+    /// Writes bytes; waits while the process does not read. The events must be read meanwhile: they tell what
+    /// the process was given.
     pub async fn write(&self, data: Bytes) -> Result<(), Error> {
-        self.send(process_input::Kind::Data(data)).await
+        self.0.write(data).await
     }
 
     /// Closes stdin; output goes on.
     pub async fn close(&self) -> Result<(), Error> {
-        self.send(process_input::Kind::Eof(true)).await
+        self.0.push(process_input::Kind::Eof(true))
     }
 
-    async fn send(&self, kind: process_input::Kind) -> Result<(), Error> {
-        let sent = self.0.send(v1::ProcessInput { kind: Some(kind) }).await;
-        sent.map_err(|_| Error::new(Code::Cancelled, "process_ended", "the process takes no more input"))
-    }
-}
-
-/// Reads what a process does.
-pub struct Events(Streaming<v1::ProcessEvent>);
-
-impl Events {
-    /// The next event; `None` after the last, which is `exited`.
-    pub async fn next(&mut self) -> Result<Option<v1::ProcessEvent>, Error> {
-        self.0.message().await.map_err(error::of)
+    /// Changes the size of its terminal, before what is written later.
+    pub fn resize(&self, cols: u32, rows: u32) -> Result<(), Error> {
+        self.0.push(process_input::Kind::Resize(v1::PtySize { cols, rows }))
     }
 }
 
 impl Client {
     /// Starts a process and attaches to it.
-    pub async fn run(&self, sandbox: &str, start: v1::StartProcess) -> Result<RunningProcess, Error> {
-        let first =
-            v1::RunProcessRequest { sandbox: sandbox.to_owned(), kind: Some(run_process_request::Kind::Start(start)) };
-        let (input, rest) = mpsc::channel(STREAM_MESSAGES);
-        let rest = ReceiverStream::new(rest).map(|input| v1::RunProcessRequest {
-            sandbox: String::new(),
-            kind: Some(run_process_request::Kind::Input(input)),
-        });
-        let messages = tokio_stream::once(first).chain(rest);
-        let events = self.processes().run_process(messages).await.map_err(error::of)?.into_inner();
-        Ok(RunningProcess { input: Input(input), events: Events(events) })
+    pub async fn run(&self, sandbox: &str, mut start: v1::StartProcess) -> Result<RunningProcess, Error> {
+        if start.key.is_empty() {
+            start.key = random_hex();
+        }
+        self.open(sandbox, Opening::Start(start)).await
     }
 
     /// Attaches to a process.
-    pub async fn attach(&self, sandbox: &str, open: v1::AttachProcess) -> Result<RunningProcess, Error> {
-        let first = v1::AttachProcessRequest {
-            sandbox: sandbox.to_owned(),
-            kind: Some(attach_process_request::Kind::Open(open)),
-        };
-        let (input, rest) = mpsc::channel(STREAM_MESSAGES);
-        let rest = ReceiverStream::new(rest).map(|input| v1::AttachProcessRequest {
-            sandbox: String::new(),
-            kind: Some(attach_process_request::Kind::Input(input)),
-        });
-        let messages = tokio_stream::once(first).chain(rest);
-        let events = self.processes().attach_process(messages).await.map_err(error::of)?.into_inner();
-        Ok(RunningProcess { input: Input(input), events: Events(events) })
+    pub async fn attach(&self, sandbox: &str, mut open: v1::AttachProcess) -> Result<RunningProcess, Error> {
+        if open.writer.is_empty() {
+            open.writer = random_hex();
+        }
+        self.open(sandbox, Opening::Attach(open)).await
     }
 
-    /// Starts a process that nobody is attached to.
-    pub async fn start_process(&self, sandbox: &str, start: v1::StartProcess) -> Result<v1::Process, Error> {
+    async fn open(&self, sandbox: &str, opening: Opening) -> Result<RunningProcess, Error> {
+        let outbox = Arc::new(Outbox::default());
+        let events = Events::open(self.clone(), sandbox.to_owned(), opening, outbox.clone()).await?;
+        Ok(RunningProcess { input: Input(outbox), events })
+    }
+
+    /// Starts a process that nobody is attached to. A start whose answer was lost is repeated.
+    pub async fn start_process(&self, sandbox: &str, mut start: v1::StartProcess) -> Result<v1::Process, Error> {
+        if start.key.is_empty() {
+            start.key = random_hex();
+        }
         let request = v1::StartProcessRequest { sandbox: sandbox.to_owned(), start: Some(start) };
-        self.processes().start_process(request).await.map(tonic::Response::into_inner).map_err(error::of)
+        idempotent(|| async { self.processes().start_process(request.clone()).await }).await
     }
 
     /// Sends a signal to the process group of a pid.
@@ -105,6 +97,13 @@ impl Client {
         let request = v1::ListProcessesRequest { sandbox: sandbox.to_owned(), all };
         let list = idempotent(|| async { self.processes().list_processes(request.clone()).await });
         Ok(list.await?.processes)
+    }
+
+    /// What the server keeps of a sandbox that cannot be asked any more: the ends of its processes' output, and
+    /// its jobs.
+    pub async fn logs(&self, sandbox: &str) -> Result<v1::GetLogsResponse, Error> {
+        let request = v1::GetLogsRequest { sandbox: sandbox.to_owned() };
+        idempotent(|| async { self.logs_client().get_logs(request.clone()).await }).await
     }
 }
 

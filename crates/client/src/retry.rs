@@ -8,6 +8,13 @@ use tonic::{Response, Status};
 const ATTEMPTS_MAX: u32 = 4;
 const DELAY_MIN: Duration = Duration::from_millis(100);
 
+/// An id that nobody guesses.
+pub(crate) fn random_hex() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the kernel gives randomness to every process");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Calls until it succeeds, fails for good, or has been tried often enough.
 pub(crate) async fn idempotent<T, F>(call: impl Fn() -> F) -> Result<T, Error>
 where
@@ -28,7 +35,7 @@ where
     Err(Error::new(Code::Internal, "retry", "the attempts ended"))
 }
 
-fn jitter(cap: Duration) -> Duration {
+pub(crate) fn jitter(cap: Duration) -> Duration {
     let mut bytes = [0; 2];
     getrandom::fill(&mut bytes).expect("the kernel gives randomness to every process");
     cap.mul_f64(f64::from(u16::from_le_bytes(bytes)) / f64::from(u16::MAX))

@@ -79,6 +79,24 @@ impl Client {
         idempotent(|| async { self.runners_client().get_runner(request.clone()).await }).await
     }
 
+    /// Lets a runner take nothing new; what runs there goes on.
+    pub async fn cordon_runner(&self, runner: &str) -> Result<v1::Runner, Error> {
+        let request = v1::CordonRunnerRequest { runner: runner.to_owned() };
+        idempotent(|| async { self.runners_client().cordon_runner(request.clone()).await }).await
+    }
+
+    /// Lets a runner take sandboxes again.
+    pub async fn uncordon_runner(&self, runner: &str) -> Result<v1::Runner, Error> {
+        let request = v1::UncordonRunnerRequest { runner: runner.to_owned() };
+        idempotent(|| async { self.runners_client().uncordon_runner(request.clone()).await }).await
+    }
+
+    /// Lets a runner take nothing new and stops its sandboxes.
+    pub async fn drain_runner(&self, runner: &str) -> Result<v1::Runner, Error> {
+        let request = v1::DrainRunnerRequest { runner: runner.to_owned() };
+        idempotent(|| async { self.runners_client().drain_runner(request.clone()).await }).await
+    }
+
     /// A page of jobs.
     pub async fn jobs(&self, request: v1::ListJobsRequest) -> Result<v1::ListJobsResponse, Error> {
         idempotent(|| async { self.jobs_client().list_jobs(request.clone()).await }).await

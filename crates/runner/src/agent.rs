@@ -4,16 +4,18 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use dispense_api::agent::{ShutdownRequest, WatchRequest, WatchResponse};
+use dispense_api::agent::{ShutdownRequest, ShutdownResponse, WatchRequest, WatchResponse};
 use dispense_api::frame::{self, Decoder, Frame, FrameError};
 use dispense_api::id::SandboxId;
+use dispense_api::limits;
 use dispense_api::method::Method;
+use dispense_api::v1::ProcessLog;
 use dispense_backend::{Backend, BackendError, ByteStream};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Largest message of a watch: a report or a port, far below this.
-const WATCH_MESSAGE_MAX_BYTES: usize = 64 << 10;
+/// Largest message of an agent: the log of a process, or several.
+const MESSAGE_MAX_BYTES: usize = limits::RESPONSE_MESSAGE_MAX_BYTES;
 /// Time that dialling and sending the call may take; both are local.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,8 +42,12 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// Calls `Watch` of the agent of a started box; an agent that is still booting takes it when it is up.
-    pub(crate) async fn open(backend: &dyn Backend, sandbox: &SandboxId) -> Result<Self, AgentError> {
-        let stream = call(backend, sandbox, Method::Watch, &WatchRequest {}).await?;
+    pub(crate) async fn open(
+        backend: &dyn Backend,
+        sandbox: &SandboxId,
+        log_tail_bytes: u32,
+    ) -> Result<Self, AgentError> {
+        let stream = call(backend, sandbox, Method::Watch, &WatchRequest { log_tail_bytes }).await?;
         Ok(Self { stream, buffer: BytesMut::new() })
     }
 
@@ -49,7 +55,7 @@ impl Watch {
     ///
     /// CANCEL SAFETY: what was read stays in the buffer.
     pub(crate) async fn next(&mut self) -> Result<WatchResponse, AgentError> {
-        let decoder = Decoder::new(WATCH_MESSAGE_MAX_BYTES);
+        let decoder = Decoder::new(MESSAGE_MAX_BYTES);
         loop {
             match decoder.decode(&mut self.buffer)? {
                 Some(Frame::Message(bytes)) => {
@@ -65,13 +71,32 @@ impl Watch {
     }
 }
 
-/// Asks the agent to end its processes and itself. Returns when it has taken the request or closed.
-pub(crate) async fn shut_down(backend: &dyn Backend, sandbox: &SandboxId, grace: Duration) -> Result<(), AgentError> {
+/// Asks the agent to end its processes and itself. Returns when it is about to end, with the logs that were not
+/// told before.
+pub(crate) async fn shut_down(
+    backend: &dyn Backend,
+    sandbox: &SandboxId,
+    grace: Duration,
+    log_tail_bytes: u32,
+) -> Result<Vec<ProcessLog>, AgentError> {
     let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
-    let mut stream = call(backend, sandbox, Method::Shutdown, &ShutdownRequest { grace_ms }).await?;
-    let mut answer = [0; 64];
-    while stream.read(&mut answer).await? > 0 {}
-    Ok(())
+    let request = ShutdownRequest { grace_ms, log_tail_bytes };
+    let mut stream = call(backend, sandbox, Method::Shutdown, &request).await?;
+    let decoder = Decoder::new(MESSAGE_MAX_BYTES);
+    let mut buffer = BytesMut::new();
+    loop {
+        match decoder.decode(&mut buffer)? {
+            Some(Frame::Message(bytes)) => {
+                let response = ShutdownResponse::decode(bytes);
+                return Ok(response.map_err(|_| FrameError::Malformed("ShutdownResponse"))?.logs);
+            }
+            Some(Frame::Status(status)) => return Err(AgentError::Ended(status.message)),
+            None => {}
+        }
+        if stream.read_buf(&mut buffer).await? == 0 {
+            return Err(AgentError::Ended("it closed the stream".to_owned()));
+        }
+    }
 }
 
 async fn call(

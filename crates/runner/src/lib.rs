@@ -14,6 +14,7 @@ mod agent;
 pub mod backend;
 mod identity;
 mod link;
+mod logs;
 mod machine;
 mod owner;
 mod plan;
@@ -33,6 +34,7 @@ pub use identity::IdentityError;
 pub use link::LinkError;
 pub use machine::Capacity;
 
+use logs::Logs;
 use reports::Reports;
 use supervisor::Supervisor;
 
@@ -77,8 +79,9 @@ pub async fn run(
 ) -> Result<(), RunnerError> {
     let identity = identity::Identity::open(&config.state_dir)?;
     let reports = Arc::new(Reports::default());
-    let supervisor = Supervisor::start(backend.clone(), reports.clone()).await?;
-    let link = link::Link { config, identity, backend: backend.clone(), reports, supervisor: supervisor.clone() };
+    let logs = Arc::new(Logs::default());
+    let supervisor = Supervisor::start(backend.clone(), reports.clone(), logs.clone()).await?;
+    let link = link::Link { config, identity, backend: backend.clone(), reports, logs, supervisor: supervisor.clone() };
     let result = link.run(&shutdown).await;
     supervisor.stop().await;
     backend.close().await;

@@ -21,6 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::identity::{Identity, IdentityError, Known};
+use crate::logs::Logs;
 use crate::machine::{self, Capacity};
 use crate::reports::Reports;
 use crate::supervisor::Supervisor;
@@ -96,6 +97,7 @@ pub(crate) struct Link {
     pub(crate) identity: Identity,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) reports: Arc<Reports>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) supervisor: Supervisor,
 }
 
@@ -151,9 +153,12 @@ impl Link {
         let slots = Arc::new(Semaphore::new(SESSIONS_MAX));
         let interval_secs = live.welcome.heartbeat_interval_secs.clamp(HEARTBEAT_MIN_SECS, HEARTBEAT_MAX_SECS);
         let mut heartbeat = tokio::time::interval(Duration::from_secs(interval_secs.into()));
+        let logs = self.logs.clone();
+        let mut logs = std::pin::pin!(logs.send(live.client.clone()));
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
+                status = &mut logs => return Err(self.status(&status)),
                 _ = heartbeat.tick() => self.send(&live, runner_message::Kind::Heartbeat(self.heartbeat())).await?,
                 messages = self.reports.next() => {
                     for message in messages {

@@ -10,12 +10,14 @@ use std::time::Duration;
 use dispense_api::agent::{Report, watch_response};
 use dispense_api::error::reason;
 use dispense_api::id::{Generation, SandboxId};
-use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState};
+use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, SandboxLog};
+use dispense_api::v1::ProcessLog;
 use dispense_backend::{Backend, BackendError, BoxExit, BoxSpec};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{self, AgentError, Watch};
+use crate::logs::Logs;
 use crate::plan::{self, Observed, Step, Wanted};
 use crate::reports::Reports;
 
@@ -27,6 +29,8 @@ const AGENT_BOOT_TIMEOUT: Duration = Duration::from_secs(30);
 const STOP_GRACE: Duration = Duration::from_secs(5);
 /// The agent ends itself within the grace; this much later it is killed with the box.
 const STOP_SLACK: Duration = Duration::from_secs(2);
+/// For the last words of the processes of a box that is removed.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Before a lost watch is opened again.
 const WATCH_RETRY_DELAY: Duration = Duration::from_millis(500);
 
@@ -37,6 +41,8 @@ pub(crate) struct Order {
     pub(crate) generation: Generation,
     /// With [`Wanted::Running`].
     pub(crate) spec: Option<BoxSpec>,
+    /// Of each stream of a process that has ended, for the server; 0 for none.
+    pub(crate) log_tail_bytes: u32,
 }
 
 /// Whether sessions can be opened.
@@ -55,6 +61,7 @@ pub(crate) struct Owner {
     pub(crate) sandbox: SandboxId,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) reports: Arc<Reports>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) orders: watch::Receiver<Option<Order>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) shutdown: CancellationToken,
@@ -154,9 +161,7 @@ impl Owner {
             .send_replace(Phase::Closed(reason::SANDBOX_NOT_RUNNING, format!("sandbox {} is stopping", self.sandbox)));
         if matches!(self.observed, Observed::Started(_)) {
             let graceful = async {
-                if let Err(error) = agent::shut_down(&*self.backend, &self.sandbox, STOP_GRACE).await {
-                    tracing::debug!(sandbox = %self.sandbox, %error, "agent did not shut down");
-                }
+                self.shut_agent_down(generation, STOP_GRACE).await;
                 self.backend.wait(&self.sandbox).await
             };
             let _ = tokio::time::timeout(STOP_GRACE + STOP_SLACK, graceful).await;
@@ -174,9 +179,28 @@ impl Owner {
     async fn destroy(&mut self) -> Result<(), BackendError> {
         self.phase
             .send_replace(Phase::Closed(reason::SANDBOX_NOT_RUNNING, format!("sandbox {} is deleted", self.sandbox)));
+        if let Observed::Started(generation) = self.observed {
+            // Only for the last words of its processes: one that does not answer is killed all the same.
+            let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, self.shut_agent_down(generation, Duration::ZERO)).await;
+        }
         within("remove the box", self.backend.destroy(&self.sandbox)).await?;
         self.observed = Observed::Absent;
         Ok(())
+    }
+
+    async fn shut_agent_down(&self, generation: Generation, grace: Duration) {
+        match agent::shut_down(&*self.backend, &self.sandbox, grace, self.log_tail_bytes()).await {
+            Ok(logs) => logs.into_iter().for_each(|log| self.keep(generation, log)),
+            Err(error) => tracing::debug!(sandbox = %self.sandbox, %error, "agent did not shut down"),
+        }
+    }
+
+    fn log_tail_bytes(&self) -> u32 {
+        self.orders.borrow().as_ref().map_or(0, |order| order.log_tail_bytes)
+    }
+
+    fn keep(&self, generation: Generation, log: ProcessLog) {
+        self.logs.put(SandboxLog { sandbox_id: self.sandbox.to_string(), generation: generation.0, log: Some(log) });
     }
 
     /// Watches a running box until something happens.
@@ -213,7 +237,7 @@ impl Owner {
         generation: Generation,
         hello_deadline: &mut Option<tokio::time::Instant>,
     ) -> AgentError {
-        let mut watch = match Watch::open(&*self.backend, &self.sandbox).await {
+        let mut watch = match Watch::open(&*self.backend, &self.sandbox, self.log_tail_bytes()).await {
             Ok(watch) => watch,
             Err(error) => return error,
         };
@@ -236,6 +260,7 @@ impl Owner {
                     Some(watch_response::Kind::Report(report)) => {
                         self.reports.put_agent(&self.sandbox, agent_report(&self.sandbox, generation, report));
                     }
+                    Some(watch_response::Kind::Log(log)) => self.keep(generation, log),
                     // Of a newer agent.
                     None => {}
                 },
@@ -350,5 +375,6 @@ fn agent_report(sandbox: &SandboxId, generation: Generation, report: Report) -> 
         session_count: Some(report.session_count),
         uptime_secs: report.uptime_secs,
         status: report.status,
+        idle_secs: report.idle_secs,
     }
 }

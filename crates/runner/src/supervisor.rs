@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::logs::Logs;
 use crate::owner::{Order, Owner, Phase};
 use crate::plan::{self, Observed};
 use crate::reports::Reports;
@@ -22,6 +23,7 @@ struct Handle {
 struct Inner {
     backend: Arc<dyn Backend>,
     reports: Arc<Reports>,
+    logs: Arc<Logs>,
     owners: Mutex<HashMap<SandboxId, Handle>>,
     tracker: TaskTracker,
     shutdown: CancellationToken,
@@ -33,11 +35,16 @@ pub(crate) struct Supervisor(Arc<Inner>);
 
 impl Supervisor {
     /// Takes over every box that the backend has.
-    pub(crate) async fn start(backend: Arc<dyn Backend>, reports: Arc<Reports>) -> Result<Self, BackendError> {
+    pub(crate) async fn start(
+        backend: Arc<dyn Backend>,
+        reports: Arc<Reports>,
+        logs: Arc<Logs>,
+    ) -> Result<Self, BackendError> {
         let boxes = backend.list().await?;
         let inner = Inner {
             backend,
             reports,
+            logs,
             owners: Mutex::default(),
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -127,6 +134,7 @@ impl Supervisor {
             sandbox: sandbox.clone(),
             backend: self.0.backend.clone(),
             reports: self.0.reports.clone(),
+            logs: self.0.logs.clone(),
             orders: receiver,
             phase,
             shutdown: self.0.shutdown.clone(),

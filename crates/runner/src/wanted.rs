@@ -20,13 +20,14 @@ pub(crate) struct Malformed(&'static str);
 pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
     let sandbox: SandboxId = desired.sandbox_id.parse().map_err(|_| Malformed("no sandbox id"))?;
     let generation = Generation(desired.generation);
+    let log_tail_bytes = desired.log_tail_bytes;
     let (wanted, spec) = match desired.state() {
         DesiredState::Running => (Wanted::Running, Some(spec(&sandbox, generation, desired)?)),
         DesiredState::Stopped => (Wanted::Stopped, None),
         DesiredState::Absent => (Wanted::Absent, None),
         DesiredState::Unspecified => return Err(Malformed("no state")),
     };
-    Ok((sandbox, Order { wanted, generation, spec }))
+    Ok((sandbox, Order { wanted, generation, spec, log_tail_bytes }))
 }
 
 fn spec(sandbox: &SandboxId, generation: Generation, desired: Desired) -> Result<BoxSpec, Malformed> {
@@ -89,6 +90,7 @@ mod tests {
             name: "web".into(),
             sandbox_token: "dst_1".into(),
             report_interval_secs: 30,
+            log_tail_bytes: 1024,
         }
     }
 

@@ -40,11 +40,38 @@ pub(crate) struct Facts {
     pub(crate) embedded: bool,
 }
 
+/// What an operator wants of a runner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It takes sandboxes.
+    Open,
+    /// It takes nothing new.
+    Cordoned,
+    /// It takes nothing new, and what runs there is stopped.
+    Draining,
+}
+
+impl Mode {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Cordoned => "cordoned",
+            Self::Draining => "draining",
+        }
+    }
+
+    /// The mode of a text form.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        [Self::Open, Self::Cordoned, Self::Draining].into_iter().find(|mode| mode.as_str() == text)
+    }
+}
+
 /// A runner, as the store keeps it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct KnownRunner {
     pub(crate) id: RunnerId,
     pub(crate) facts: Facts,
+    pub(crate) mode: Mode,
     pub(crate) joined_at: i64,
     pub(crate) last_seen_at: i64,
 }
@@ -55,6 +82,8 @@ pub(crate) enum RunnerStatus {
     Available,
     /// Connected, with no room left.
     Busy,
+    /// Connected, and takes nothing new.
+    Draining,
     Offline,
 }
 
@@ -63,6 +92,7 @@ impl RunnerStatus {
         match self {
             Self::Available => "available",
             Self::Busy => "busy",
+            Self::Draining => "draining",
             Self::Offline => "offline",
         }
     }
@@ -146,7 +176,9 @@ impl Fleet {
             if let Some(old) = entry.link.replace(Link { serial, handle }) {
                 old.handle.cancel.cancel();
             }
-            entry.known = known;
+            // A link knows nothing of what the operator wants.
+            let (mode, joined_at) = (entry.known.mode, entry.known.joined_at);
+            entry.known = KnownRunner { mode, joined_at, ..known };
             entry.heard = Instant::now();
             entry.lost = false;
             serial
@@ -210,9 +242,10 @@ impl Fleet {
     }
 
     /// Chooses a runner and takes the room on it; [`Fleet::release`] gives it back.
-    pub(crate) fn reserve(&self, spec: &Spec) -> Result<RunnerId, Vec<(RunnerId, Misfit)>> {
+    pub(crate) fn reserve(&self, spec: &Spec, except: &[RunnerId]) -> Result<RunnerId, Vec<(RunnerId, Misfit)>> {
         self.with(|entries| {
-            let candidates: Vec<Candidate> = entries.runners.values().map(candidate).collect();
+            let others = entries.runners.values().filter(|entry| !except.contains(&entry.known.id));
+            let candidates: Vec<Candidate> = others.map(candidate).collect();
             let id = placement::place(spec, &candidates)?;
             if let Some(entry) = entries.runners.get_mut(&id) {
                 entry.used = entry.used.plus(Room::of(spec));
@@ -240,6 +273,21 @@ impl Fleet {
         };
         let misfits = placement::place(spec, &candidates).err().unwrap_or_default();
         misfits.into_iter().map(|(id, misfit)| (id.clone(), name(&id), misfit)).collect()
+    }
+
+    /// What an operator wants of a runner.
+    pub(crate) fn mode(&self, id: &RunnerId) -> Option<Mode> {
+        self.with(|entries| entries.runners.get(id).map(|entry| entry.known.mode))
+    }
+
+    /// An operator wants something else of a runner.
+    pub(crate) fn set_mode(&self, id: &RunnerId, mode: Mode) {
+        self.with(|entries| {
+            if let Some(entry) = entries.runners.get_mut(id) {
+                entry.known.mode = mode;
+            }
+        });
+        self.room_changed.notify_one();
     }
 
     /// Limits that a runner cannot enforce.
@@ -308,6 +356,7 @@ fn candidate(entry: &Entry) -> Candidate {
         id: entry.known.id.clone(),
         name: facts.name.clone(),
         connected: entry.link.is_some(),
+        open: entry.known.mode == Mode::Open,
         labels: facts.labels.clone(),
         templates: facts.templates.clone(),
         networks: facts.networks.clone(),
@@ -322,10 +371,11 @@ fn view(entry: &Entry) -> RunnerView {
     let full = entry.used.sandboxes >= capacity.sandboxes
         || entry.used.cpu_millis >= capacity.cpu_millis
         || entry.used.memory_bytes >= capacity.memory_bytes;
-    let status = match (&entry.link, full) {
-        (None, _) => RunnerStatus::Offline,
-        (Some(_), true) => RunnerStatus::Busy,
-        (Some(_), false) => RunnerStatus::Available,
+    let status = match (&entry.link, entry.known.mode, full) {
+        (None, ..) => RunnerStatus::Offline,
+        (Some(_), Mode::Cordoned | Mode::Draining, _) => RunnerStatus::Draining,
+        (Some(_), Mode::Open, true) => RunnerStatus::Busy,
+        (Some(_), Mode::Open, false) => RunnerStatus::Available,
     };
     RunnerView { known: entry.known.clone(), status, used: entry.used }
 }

@@ -37,6 +37,7 @@ use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
 use relay::Relay;
+use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
 use store::{Store, StoreError};
 
@@ -61,7 +62,12 @@ pub struct ServerConfig {
     /// It serves one user's commands and ends with them: sandboxes that an earlier life left with a lease
     /// are deleted at the start.
     pub embedded: bool,
+    /// What is kept of each stream of a finished process when its sandbox is gone; 0 keeps nothing.
+    pub log_tail_bytes: u32,
 }
+
+/// A screen or two of text, and the end of most stack traces.
+pub const LOG_TAIL_BYTES_DEFAULT: u32 = 64 << 10;
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +134,7 @@ impl Server {
         let sandboxes = Arc::new(Sandboxes {
             store: store.clone(),
             fleet: fleet.clone(),
+            orders: Orders { secret: secret.clone(), log_tail_bytes: config.log_tail_bytes },
             secret: secret.clone(),
             notices: Arc::default(),
             agents: Arc::default(),

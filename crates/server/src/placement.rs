@@ -97,6 +97,8 @@ pub(crate) struct Candidate {
     pub(crate) id: RunnerId,
     pub(crate) name: String,
     pub(crate) connected: bool,
+    /// It takes new sandboxes.
+    pub(crate) open: bool,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) templates: Vec<String>,
     pub(crate) networks: Vec<Network>,
@@ -111,6 +113,8 @@ pub(crate) enum Misfit {
     /// It is not what the target says.
     NotTarget,
     Offline,
+    /// It takes nothing new.
+    Closed,
     /// It does not have the template.
     Template,
     /// It cannot make that network.
@@ -127,7 +131,7 @@ impl Misfit {
     /// Whether waiting can help.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Offline | Self::Full(..) => true,
+            Self::Offline | Self::Closed | Self::Full(..) => true,
             Self::NotTarget | Self::Template | Self::Network(_) | Self::Unenforced(..) | Self::TooLarge(..) => false,
         }
     }
@@ -138,6 +142,7 @@ impl std::fmt::Display for Misfit {
         match self {
             Self::NotTarget => write!(f, "is not the target"),
             Self::Offline => write!(f, "is offline"),
+            Self::Closed => write!(f, "takes nothing new (cordoned or draining)"),
             Self::Template => write!(f, "does not have the template"),
             Self::Network(network) => write!(f, "cannot make network `{network}`"),
             Self::Unenforced(limits) => {
@@ -211,6 +216,9 @@ fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     }
     if !runner.connected {
         return Some(Misfit::Offline);
+    }
+    if !runner.open {
+        return Some(Misfit::Closed);
     }
     let left = runner.capacity.minus(runner.used);
     wanted.over(&left).map(|(what, wanted, there)| Misfit::Full(what, wanted, there))

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod create;
 pub(crate) mod lifecycle;
+pub(crate) mod logs;
 pub(crate) mod names;
 pub(crate) mod notices;
 pub(crate) mod order;

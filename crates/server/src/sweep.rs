@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::sandbox::service::Sandboxes;
-use crate::store::{now_micros, sandboxes};
+use crate::store::{jobs, now_micros, sandboxes};
 
 /// Between passes; a pass that finds nothing costs two indexed queries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,6 +45,20 @@ async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
     for sandbox in sandboxes::expired(sandboxes.store.readers(), now_micros()).await? {
         tracing::info!(%sandbox, "sandbox has expired");
         sandboxes.delete(sandbox.as_str(), false).await?;
+    }
+    for (sandbox, job) in jobs::overdue(sandboxes.store.readers(), now_micros()).await? {
+        tracing::warn!(%sandbox, %job, "job is overdue");
+        sandboxes.overdue(&sandbox, job).await?;
+    }
+    for (sandbox, limit_micros) in sandboxes::auto_stopped(sandboxes.store.readers()).await? {
+        let limit = Duration::from_micros(u64::try_from(limit_micros).unwrap_or(u64::MAX));
+        if sandboxes.agents.idle(&sandbox).is_some_and(|idle| idle >= limit) {
+            tracing::info!(%sandbox, "sandbox is stopped: nobody uses it");
+            sandboxes.park(&sandbox).await?;
+        }
+    }
+    for sandbox in sandboxes::to_drain(sandboxes.store.readers()).await? {
+        sandboxes.park(&sandbox).await?;
     }
     place_once(sandboxes).await
 }

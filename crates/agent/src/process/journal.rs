@@ -124,6 +124,23 @@ impl Journal {
         self.end
     }
 
+    /// Bytes that are kept.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        usize::try_from(self.end - self.start).unwrap_or(usize::MAX)
+    }
+
+    /// The last bytes, at most `max` of them, with the offset of the first.
+    pub(crate) fn tail(&self, max: usize) -> (u64, Bytes) {
+        let mut position = self.end.saturating_sub(max as u64).max(self.start);
+        let from = position;
+        let mut all = Vec::with_capacity(usize::try_from(self.end - from).unwrap_or(0));
+        while let Piece::Data(data) = self.read(position, max) {
+            position += data.len() as u64;
+            all.extend_from_slice(&data);
+        }
+        (from, all.into())
+    }
+
     /// A lossless reader stands at `offset`.
     pub(crate) fn hold(&mut self, reader: u64, offset: u64) {
         self.held.insert(reader, offset);
@@ -197,6 +214,17 @@ mod tests {
         assert_eq!(journal.room(), 1 << 20);
         journal.release(1);
         assert_eq!(journal.room(), limits::JOURNAL_BYTES);
+    }
+
+    #[test]
+    fn the_tail_is_the_end_of_what_was_written() {
+        let mut journal = Journal::default();
+        assert_eq!(journal.tail(10), (0, Bytes::new()));
+        journal.push(&mut b"hello ".to_vec());
+        journal.push(&mut vec![b'x'; SMALL_BYTES]);
+        journal.push(&mut b"world".to_vec());
+        assert_eq!(journal.tail(7), (6 + SMALL_BYTES as u64 - 2, Bytes::from_static(b"xxworld")));
+        assert_eq!(journal.tail(1 << 20).1.len(), 11 + SMALL_BYTES);
     }
 
     #[test]

@@ -54,6 +54,7 @@ async fn copy(process: &Process, stream: &Stream, fd: OwnedFd) -> io::Result<()>
             Err(error) => return Err(error),
         };
         stream.journal().push(&mut buffer);
+        process.activity.mark();
         process.changed();
         size =
             if count >= size { (size * 4).min(limits::DATA_CHUNK_BYTES) } else { size.max(count).max(READ_MIN_BYTES) };

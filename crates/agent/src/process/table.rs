@@ -1,6 +1,7 @@
 //! The table of processes that were started through the agent.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,15 +12,22 @@ use tokio::sync::{Mutex, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::input::Input;
+use super::input::{Input, Target};
 use super::spawn::{Plan, Started};
 use super::{Process, Stream, output};
+use crate::activity::Activity;
 use crate::config::Config;
 use crate::sys::{self, Ended};
 use crate::usage;
 
 /// Finished processes that stay readable.
-const FINISHED_MAX: usize = 64;
+const FINISHED_MAX: usize = 1024;
+/// And what their journals keep in all: memory of the sandbox, whose limit may allow less.
+const FINISHED_MAX_BYTES: usize = 64 << 20;
+/// Of a sandbox's memory, finished processes take at most one part of so many.
+const FINISHED_MEMORY_PART: u64 = 8;
+/// Bytes of the key of a start.
+const KEY_MAX_BYTES: usize = 64;
 /// Processes that live at the same time; the sandbox's own limit is usually lower.
 const LIVE_MAX: usize = 4096;
 /// Bytes of a process's name.
@@ -40,8 +48,34 @@ struct Entry {
 struct Table {
     /// By pid. A pid is used again only after its process was reaped.
     entries: BTreeMap<i32, Entry>,
-    /// Pids of finished processes, oldest first.
-    finished: VecDeque<i32>,
+    /// Finished processes, oldest first, with the bytes that each keeps.
+    finished: VecDeque<(i32, usize)>,
+    finished_bytes: usize,
+    /// Pids by the key of their start.
+    by_key: HashMap<String, i32>,
+}
+
+impl Table {
+    /// A process has ended; the oldest that did are forgotten when they are too many.
+    fn finish(&mut self, pid: i32, bytes: usize, max_bytes: usize) {
+        self.finished.push_back((pid, bytes));
+        self.finished_bytes += bytes;
+        while self.finished.len() > FINISHED_MAX || (self.finished_bytes > max_bytes && self.finished.len() > 1) {
+            let Some((oldest, _)) = self.finished.front().copied() else { return };
+            self.forget(oldest);
+        }
+    }
+
+    /// Removes a finished process.
+    fn forget(&mut self, pid: i32) {
+        let Some(index) = self.finished.iter().position(|(finished, _)| *finished == pid) else { return };
+        if let Some((_, bytes)) = self.finished.remove(index) {
+            self.finished_bytes -= bytes;
+        }
+        if let Some(entry) = self.entries.remove(&pid) {
+            self.by_key.remove(&entry.process.key);
+        }
+    }
 }
 
 /// All processes.
@@ -50,16 +84,23 @@ pub(crate) struct Processes {
     config: Arc<Config>,
     table: Arc<StdMutex<Table>>,
     tasks: TaskTracker,
+    activity: Arc<Activity>,
+    /// Counts ends.
+    ends: watch::Sender<u64>,
 }
 
 impl Processes {
     /// An empty table.
-    pub(crate) fn new(config: Arc<Config>, tasks: TaskTracker) -> Self {
-        Self { config, table: Arc::default(), tasks }
+    pub(crate) fn new(config: Arc<Config>, tasks: TaskTracker, activity: Arc<Activity>) -> Self {
+        Self { config, table: Arc::default(), tasks, activity, ends: watch::channel(0).0 }
     }
 
-    /// Starts a process.
+    /// Starts a process, unless one was started with the same key.
     pub(crate) fn start(&self, mut start: v1::StartProcess) -> Result<Arc<Process>, Error> {
+        let key = std::mem::take(&mut start.key);
+        if let Some(process) = self.of_key(&key)? {
+            return Ok(process);
+        }
         let name = std::mem::take(&mut start.name);
         self.check_name(&name)?;
         let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
@@ -75,16 +116,17 @@ impl Processes {
             terminal_fd = Some(Arc::new(sys::register(fd, Interest::READABLE | Interest::WRITABLE).map_err(failed)?));
         }
         let input = match (&terminal_fd, stdin) {
-            (Some(terminal), _) => Input::Terminal(terminal.clone()),
+            (Some(terminal), _) => Target::Terminal(terminal.clone()),
             (None, Some(pipe)) => {
                 output::set_nonblocking(&pipe).map_err(failed)?;
-                Input::Pipe(sys::register(pipe, Interest::WRITABLE).map_err(failed)?)
+                Target::Pipe(sys::register(pipe, Interest::WRITABLE).map_err(failed)?)
             }
-            (None, None) => Input::Closed,
+            (None, None) => Target::Closed,
         };
         let process = Arc::new(Process {
             pid,
             name,
+            key,
             args: plan.args,
             cwd: plan.cwd,
             user: plan.user.name,
@@ -94,14 +136,26 @@ impl Processes {
             streams: outputs.iter().map(|(kind, _)| Stream::new(*kind)).collect(),
             exit: StdMutex::default(),
             over: CancellationToken::new(),
+            activity: self.activity.clone(),
+            told: AtomicBool::new(false),
             version: watch::channel(0).0,
         });
         for (index, (_, fd)) in outputs.into_iter().enumerate() {
             self.tasks.spawn(output::pump(process.clone(), index, fd));
         }
-        self.insert(Entry { process: process.clone(), input: Arc::new(Mutex::new(input)) });
-        self.tasks.spawn(follow(process.clone(), ended, timeout, self.table.clone()));
+        self.insert(Entry { process: process.clone(), input: Arc::new(Mutex::new(Input::new(input))) });
+        self.tasks.spawn(follow(process.clone(), ended, timeout, self.table.clone(), self.ends.clone()));
         Ok(process)
+    }
+
+    fn of_key(&self, key: &str) -> Result<Option<Arc<Process>>, Error> {
+        if key.len() > KEY_MAX_BYTES {
+            let message = format!("`start.key` is longer than {KEY_MAX_BYTES} bytes");
+            return Err(Error::new(Code::InvalidArgument, "process_invalid", message));
+        }
+        let table = self.lock();
+        let pid = table.by_key.get(key).filter(|_| !key.is_empty());
+        Ok(pid.and_then(|pid| table.entries.get(pid)).map(|entry| entry.process.clone()))
     }
 
     fn check_name(&self, name: &str) -> Result<(), Error> {
@@ -131,7 +185,11 @@ impl Processes {
     fn insert(&self, entry: Entry) {
         let mut table = self.lock();
         let pid = entry.process.pid;
-        table.finished.retain(|finished| *finished != pid);
+        // The kernel has used the pid again.
+        table.forget(pid);
+        if !entry.process.key.is_empty() {
+            table.by_key.insert(entry.process.key.clone(), pid);
+        }
         table.entries.insert(pid, entry);
     }
 
@@ -183,6 +241,25 @@ impl Processes {
         processes.filter(|process| all || process.exit().is_none()).map(|process| process.describe()).collect()
     }
 
+    /// Counts up whenever a process has ended.
+    pub(crate) fn ends(&self) -> watch::Receiver<u64> {
+        self.ends.subscribe()
+    }
+
+    /// The logs that were not told, oldest first: of processes that have ended, or of all.
+    pub(crate) fn untold(&self, ended_only: bool, tail_bytes: usize) -> Vec<v1::ProcessLog> {
+        let table = self.lock();
+        let mut processes: Vec<&Arc<Process>> = table.entries.values().map(|entry| &entry.process).collect();
+        processes.retain(|process| !process.told.load(Ordering::Relaxed) && (process.exit().is_some() || !ended_only));
+        processes.sort_by_key(|process| process.started);
+        let mut logs = Vec::new();
+        for process in processes {
+            process.told.store(true, Ordering::Relaxed);
+            logs.push(process.log(tail_bytes));
+        }
+        logs
+    }
+
     /// How many live.
     pub(crate) fn live(&self) -> u32 {
         let table = self.lock();
@@ -196,6 +273,7 @@ async fn follow(
     mut ended: oneshot::Receiver<Ended>,
     timeout: Option<Duration>,
     table: Arc<StdMutex<Table>>,
+    ends: watch::Sender<u64>,
 ) {
     let oom_before = usage::oom_kills();
     let mut timed_out = false;
@@ -234,11 +312,8 @@ async fn follow(
         drained.await;
     }
     process.set_exit(exited);
-    let mut table = table.lock().unwrap_or_else(PoisonError::into_inner);
-    table.finished.push_back(process.pid);
-    if table.finished.len() > FINISHED_MAX
-        && let Some(oldest) = table.finished.pop_front()
-    {
-        table.entries.remove(&oldest);
-    }
+    let memory = usage::memory_limit_bytes().map_or(u64::MAX, |limit| limit / FINISHED_MEMORY_PART);
+    let max_bytes = usize::try_from(memory).unwrap_or(usize::MAX).min(FINISHED_MAX_BYTES);
+    table.lock().unwrap_or_else(PoisonError::into_inner).finish(process.pid, process.kept_bytes(), max_bytes);
+    ends.send_modify(|count| *count += 1);
 }

@@ -25,10 +25,14 @@ pub struct Status {
     >,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WatchRequest {}
+pub struct WatchRequest {
+    /// Bytes of each stream to tell of a process that has ended; 0 means that ends are not told.
+    #[prost(uint32, tag = "1")]
+    pub log_tail_bytes: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
-    #[prost(oneof = "watch_response::Kind", tags = "1, 2")]
+    #[prost(oneof = "watch_response::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<watch_response::Kind>,
 }
 /// Nested message and enum types in `WatchResponse`.
@@ -39,6 +43,9 @@ pub mod watch_response {
         Hello(super::AgentHello),
         #[prost(message, tag = "2")]
         Report(super::Report),
+        /// A process has ended.
+        #[prost(message, tag = "3")]
+        Log(super::super::super::v1::ProcessLog),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -69,15 +76,26 @@ pub struct Report {
     /// Processes that were started through the agent and still run.
     #[prost(uint32, tag = "7")]
     pub process_count: u32,
+    /// Since the last session, output or input.
+    #[prost(uint64, tag = "8")]
+    pub idle_secs: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShutdownRequest {
     /// Between SIGTERM and SIGKILL; 0 means at once.
     #[prost(uint32, tag = "1")]
     pub grace_ms: u32,
+    /// As in WatchRequest.
+    #[prost(uint32, tag = "2")]
+    pub log_tail_bytes: u32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ShutdownResponse {}
+/// Sent when the grace has passed or nothing runs any more.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ShutdownResponse {
+    /// Of processes whose end was not told by Watch.
+    #[prost(message, repeated, tag = "1")]
+    pub logs: ::prost::alloc::vec::Vec<super::super::v1::ProcessLog>,
+}
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
 pub mod agent_service_client {

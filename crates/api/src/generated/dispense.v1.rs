@@ -46,6 +46,10 @@ pub struct SandboxSpec {
     /// A runner's id or name, or a label `key=value`; empty means any.
     #[prost(string, tag = "10")]
     pub target: ::prost::alloc::string::String,
+    /// Minutes without a session or output after which the sandbox is stopped; 0 means never. It starts again by
+    /// itself when it is used.
+    #[prost(uint32, tag = "11")]
+    pub auto_stop_mins: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sandbox {
@@ -1153,6 +1157,11 @@ pub struct StartProcess {
     /// Unique among live processes of the sandbox; empty means none.
     #[prost(string, tag = "8")]
     pub name: ::prost::alloc::string::String,
+    /// Chosen by the client, at most 64 bytes. A start with the key of a process that is there starts nothing: it
+    /// answers with that process, so that a start whose answer was lost can be repeated. With RunProcess it is
+    /// also the `writer` of the input.
+    #[prost(string, tag = "9")]
+    pub key: ::prost::alloc::string::String,
 }
 /// A process is addressed by its pid inside the sandbox, or by its name. After its end it stays readable
 /// until its pid is used again or the sandbox's bound of finished processes is passed.
@@ -1261,10 +1270,17 @@ pub struct AttachProcess {
     /// Output waits for this reader, as it does for the stream of RunProcess.
     #[prost(bool, tag = "7")]
     pub lossless: bool,
+    /// Names this client's input, at most 64 bytes: then each `data` has an `offset`, what was taken before is
+    /// not taken again, and `input_taken` tells how far it is.
+    #[prost(string, tag = "8")]
+    pub writer: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessInput {
-    #[prost(oneof = "process_input::Kind", tags = "1, 2")]
+    /// Of the first byte of `data`, counted from this writer's first byte; ignored without a writer.
+    #[prost(uint64, tag = "4")]
+    pub offset: u64,
+    #[prost(oneof = "process_input::Kind", tags = "1, 2, 3")]
     pub kind: ::core::option::Option<process_input::Kind>,
 }
 /// Nested message and enum types in `ProcessInput`.
@@ -1276,11 +1292,27 @@ pub mod process_input {
         /// Closes stdin; the streams of the output stay open.
         #[prost(bool, tag = "2")]
         Eof(bool),
+        /// Of the process's terminal; takes its place among the data before and after it.
+        #[prost(message, tag = "3")]
+        Resize(super::PtySize),
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PtySize {
+    #[prost(uint32, tag = "1")]
+    pub cols: u32,
+    #[prost(uint32, tag = "2")]
+    pub rows: u32,
+}
+/// Of this stream's writer: the process has been given all bytes before `offset`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct InputTaken {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessEvent {
-    #[prost(oneof = "process_event::Kind", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "process_event::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<process_event::Kind>,
 }
 /// Nested message and enum types in `ProcessEvent`.
@@ -1296,6 +1328,8 @@ pub mod process_event {
         /// Always last.
         #[prost(message, tag = "4")]
         Exited(super::ProcessExited),
+        #[prost(message, tag = "5")]
+        InputTaken(super::InputTaken),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -4023,6 +4057,9 @@ pub struct Runner {
     >,
     #[prost(enumeration = "Network", repeated, tag = "14")]
     pub networks: ::prost::alloc::vec::Vec<i32>,
+    /// Sandboxes that are placed here and not deleted.
+    #[prost(uint32, tag = "15")]
+    pub sandboxes: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRunnersRequest {}
@@ -4030,6 +4067,24 @@ pub struct ListRunnersRequest {}
 pub struct ListRunnersResponse {
     #[prost(message, repeated, tag = "1")]
     pub runners: ::prost::alloc::vec::Vec<Runner>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CordonRunnerRequest {
+    /// Id or name.
+    #[prost(string, tag = "1")]
+    pub runner: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UncordonRunnerRequest {
+    /// Id or name.
+    #[prost(string, tag = "1")]
+    pub runner: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainRunnerRequest {
+    /// Id or name.
+    #[prost(string, tag = "1")]
+    pub runner: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRunnerRequest {
@@ -4211,6 +4266,73 @@ pub mod runner_service_client {
                 .insert(GrpcMethod::new("dispense.v1.RunnerService", "GetRunner"));
             self.inner.unary(req, path, codec).await
         }
+        /// It takes nothing new; what runs there goes on.
+        pub async fn cordon_runner(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CordonRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.v1.RunnerService/CordonRunner",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dispense.v1.RunnerService", "CordonRunner"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// It takes new sandboxes again.
+        pub async fn uncordon_runner(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UncordonRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.v1.RunnerService/UncordonRunner",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dispense.v1.RunnerService", "UncordonRunner"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// It takes nothing new and its sandboxes are stopped; their files stay. Returns when it is recorded; the
+        /// runner's status is `draining` until it is uncordoned.
+        pub async fn drain_runner(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DrainRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.v1.RunnerService/DrainRunner",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dispense.v1.RunnerService", "DrainRunner"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4237,6 +4359,22 @@ pub mod runner_service_server {
         async fn get_runner(
             &self,
             request: tonic::Request<super::GetRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status>;
+        /// It takes nothing new; what runs there goes on.
+        async fn cordon_runner(
+            &self,
+            request: tonic::Request<super::CordonRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status>;
+        /// It takes new sandboxes again.
+        async fn uncordon_runner(
+            &self,
+            request: tonic::Request<super::UncordonRunnerRequest>,
+        ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status>;
+        /// It takes nothing new and its sandboxes are stopped; their files stay. Returns when it is recorded; the
+        /// runner's status is `draining` until it is uncordoned.
+        async fn drain_runner(
+            &self,
+            request: tonic::Request<super::DrainRunnerRequest>,
         ) -> std::result::Result<tonic::Response<super::Runner>, tonic::Status>;
     }
     #[derive(Debug)]
@@ -4405,6 +4543,141 @@ pub mod runner_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/dispense.v1.RunnerService/CordonRunner" => {
+                    #[allow(non_camel_case_types)]
+                    struct CordonRunnerSvc<T: RunnerService>(pub Arc<T>);
+                    impl<
+                        T: RunnerService,
+                    > tonic::server::UnaryService<super::CordonRunnerRequest>
+                    for CordonRunnerSvc<T> {
+                        type Response = super::Runner;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CordonRunnerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RunnerService>::cordon_runner(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CordonRunnerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dispense.v1.RunnerService/UncordonRunner" => {
+                    #[allow(non_camel_case_types)]
+                    struct UncordonRunnerSvc<T: RunnerService>(pub Arc<T>);
+                    impl<
+                        T: RunnerService,
+                    > tonic::server::UnaryService<super::UncordonRunnerRequest>
+                    for UncordonRunnerSvc<T> {
+                        type Response = super::Runner;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UncordonRunnerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RunnerService>::uncordon_runner(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UncordonRunnerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dispense.v1.RunnerService/DrainRunner" => {
+                    #[allow(non_camel_case_types)]
+                    struct DrainRunnerSvc<T: RunnerService>(pub Arc<T>);
+                    impl<
+                        T: RunnerService,
+                    > tonic::server::UnaryService<super::DrainRunnerRequest>
+                    for DrainRunnerSvc<T> {
+                        type Response = super::Runner;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DrainRunnerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RunnerService>::drain_runner(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DrainRunnerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -4445,7 +4718,7 @@ pub mod runner_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Job {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -4465,6 +4738,22 @@ pub struct Job {
     pub started_at: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(message, optional, tag = "9")]
     pub finished_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// What went wrong on the way, oldest first; the job may have succeeded afterwards.
+    #[prost(message, repeated, tag = "10")]
+    pub attempts: ::prost::alloc::vec::Vec<JobAttempt>,
+    /// When the job fails by itself; absent once it has ended.
+    #[prost(message, optional, tag = "11")]
+    pub deadline: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// An attempt that failed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JobAttempt {
+    #[prost(message, optional, tag = "1")]
+    pub at: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(string, tag = "2")]
+    pub runner_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListJobsRequest {
@@ -4929,6 +5218,329 @@ pub mod job_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "dispense.v1.JobService";
     impl<T> tonic::server::NamedService for JobServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetLogsRequest {
+    /// Id or name; of a deleted sandbox the name finds the one that had it last.
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetLogsResponse {
+    /// In the order of their start.
+    #[prost(message, repeated, tag = "1")]
+    pub processes: ::prost::alloc::vec::Vec<ProcessLog>,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "2")]
+    pub jobs: ::prost::alloc::vec::Vec<Job>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ProcessLog {
+    #[prost(message, optional, tag = "1")]
+    pub process: ::core::option::Option<Process>,
+    /// The end of each stream; one that had no output is not here.
+    #[prost(message, repeated, tag = "2")]
+    pub tails: ::prost::alloc::vec::Vec<ProcessOutput>,
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod log_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct LogServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl LogServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> LogServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LogServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LogServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Of a live process the agent knows more: see ProcessService.AttachProcess.
+        pub async fn get_logs(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetLogsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetLogsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.v1.LogService/GetLogs",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dispense.v1.LogService", "GetLogs"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod log_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with LogServiceServer.
+    #[async_trait]
+    pub trait LogService: std::marker::Send + std::marker::Sync + 'static {
+        /// Of a live process the agent knows more: see ProcessService.AttachProcess.
+        async fn get_logs(
+            &self,
+            request: tonic::Request<super::GetLogsRequest>,
+        ) -> std::result::Result<tonic::Response<super::GetLogsResponse>, tonic::Status>;
+    }
+    #[derive(Debug)]
+    pub struct LogServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> LogServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for LogServiceServer<T>
+    where
+        T: LogService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/dispense.v1.LogService/GetLogs" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetLogsSvc<T: LogService>(pub Arc<T>);
+                    impl<
+                        T: LogService,
+                    > tonic::server::UnaryService<super::GetLogsRequest>
+                    for GetLogsSvc<T> {
+                        type Response = super::GetLogsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetLogsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LogService>::get_logs(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetLogsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for LogServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "dispense.v1.LogService";
+    impl<T> tonic::server::NamedService for LogServiceServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

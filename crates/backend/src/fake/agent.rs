@@ -37,7 +37,7 @@ pub(super) async fn serve(
             false
         }
         Some(Method::Shutdown) => {
-            frame::encode(&ShutdownResponse {}, &mut answer);
+            frame::encode(&ShutdownResponse::default(), &mut answer);
             frame::encode_status(&Status::default(), &mut answer);
             // The caller sees the end either way.
             let _ = stream.write_all(&answer).await;

@@ -92,7 +92,7 @@ async fn call(
 
 /// Which sandbox the agent at the other end says it is in.
 async fn hello(backend: &dyn Backend, sandbox: &SandboxId) {
-    let mut stream = call(backend, sandbox, Method::Watch, &WatchRequest {}).await;
+    let mut stream = call(backend, sandbox, Method::Watch, &WatchRequest::default()).await;
     let decoder = Decoder::new(64 << 10);
     let mut buffer = BytesMut::new();
     let frame = within("hello", async {
@@ -172,7 +172,7 @@ async fn notices_the_end_of_the_agent(backend: &dyn Backend) {
     within("wait for one that does not run", backend.wait(&spec.sandbox)).await.expect("wait");
     within("start", backend.start(&spec.sandbox)).await.expect("start");
     hello(backend, &spec.sandbox).await;
-    let mut stream = call(backend, &spec.sandbox, Method::Shutdown, &ShutdownRequest { grace_ms: 0 }).await;
+    let mut stream = call(backend, &spec.sandbox, Method::Shutdown, &ShutdownRequest::default()).await;
     let exit = within("wait", backend.wait(&spec.sandbox)).await.expect("wait");
     assert!(!exit.out_of_memory, "it ended because it was asked to");
     let mut rest = Vec::new();

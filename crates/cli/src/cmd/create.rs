@@ -76,6 +76,9 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
         lease_secs: 0,
         require_limits: args.require_limits,
         target: args.target.unwrap_or_default(),
+        auto_stop_mins: args.auto_stop.map_or(Ok(0), |time| {
+            u32::try_from(time.as_secs().div_ceil(60).max(1)).map_err(|_| usage("auto-stop: use at most a year"))
+        })?,
     };
     Ok(v1::CreateSandboxRequest {
         name: args.name.unwrap_or_default(),

@@ -5,9 +5,11 @@ use std::os::fd::AsFd;
 
 use dispense_client::{Error, v1};
 
-use crate::args::{ExecArgs, Global, ShellArgs};
+use super::processes::{self, ProcessJson};
+use crate::args::{AttachArgs, ExecArgs, Global, Output, ShellArgs};
 use crate::endpoint::connect;
 use crate::session::{self, Ended, Streams, is_terminal};
+use crate::show;
 use crate::units::show_bytes;
 
 /// As timeout(1) has it.
@@ -25,10 +27,45 @@ pub(super) async fn exec(global: &Global, args: ExecArgs) -> Result<u8, Error> {
         cwd: args.workdir.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
         timeout_ms: args.timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX)),
+        name: args.name.unwrap_or_default(),
         ..v1::StartProcess::default()
     };
+    if args.detach {
+        return detach(global, &args.sandbox, start, args.tty).await;
+    }
     let streams = Streams { stdin: args.interactive || args.tty || !terminal, tty: args.tty };
     in_sandbox(global, &args.sandbox, start, streams).await
+}
+
+/// Starts a command and leaves it running; its pid goes to stdout.
+async fn detach(global: &Global, sandbox: &str, mut start: v1::StartProcess, tty: bool) -> Result<u8, Error> {
+    if tty {
+        let (cols, rows) = session::size();
+        start.pty = Some(v1::Pty { cols, rows, term: std::env::var("TERM").unwrap_or_default() });
+    }
+    let connected = connect(global).await?;
+    let process = connected.client.start_process(sandbox, start).await?;
+    match global.output {
+        Output::Json => show::json(&ProcessJson::from(process)),
+        Output::Table => show::say!("{}", process.pid),
+    }
+    Ok(0)
+}
+
+/// Attaches to a process; it goes on when this command ends.
+pub(super) async fn attach(global: &Global, args: AttachArgs) -> Result<u8, Error> {
+    let connected = connect(global).await?;
+    let process = processes::find(&connected.client, &args.sandbox, args.process.as_deref()).await?;
+    let terminal = is_terminal(io::stdin().as_fd());
+    let open = v1::AttachProcess {
+        process: Some(v1::ProcessRef { by: Some(v1::process_ref::By::Pid(process.pid)) }),
+        from_end: !args.from_start,
+        lossless: true,
+        ..v1::AttachProcess::default()
+    };
+    let tty = process.pty && terminal && !args.no_stdin;
+    let ended = session::attach(&connected.client, &args.sandbox, open, Streams { stdin: !args.no_stdin, tty }).await?;
+    exit_code(ended, &connected.client.get(&args.sandbox).await.unwrap_or_default())
 }
 
 /// Opens a shell: bash where there is one.

@@ -14,7 +14,7 @@ struct ListJson {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct JobJson {
+pub(super) struct JobJson {
     id: String,
     r#type: &'static str,
     sandbox_id: String,
@@ -69,7 +69,7 @@ impl From<v1::Job> for JobJson {
     }
 }
 
-fn kind(kind: v1::JobType) -> &'static str {
+pub(super) fn kind(kind: v1::JobType) -> &'static str {
     match kind {
         v1::JobType::Unspecified => "unknown",
         v1::JobType::Create => "create",
@@ -79,7 +79,7 @@ fn kind(kind: v1::JobType) -> &'static str {
     }
 }
 
-fn status(status: v1::JobStatus) -> &'static str {
+pub(super) fn status(status: v1::JobStatus) -> &'static str {
     match status {
         v1::JobStatus::Unspecified => "unknown",
         v1::JobStatus::Pending => "pending",

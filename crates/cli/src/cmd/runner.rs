@@ -1,9 +1,10 @@
 //! `dispense runner`: joins a server; `dispense runner list`.
 
-use dispense_client::{Error, v1};
+use dispense_client::{Client, Code, Error, v1};
 use dispense_runner::RunnerConfig;
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::serve::{StopSignals, absolute};
@@ -39,8 +40,8 @@ struct RunnerJson {
 
 /// Joins a server, or lists runners.
 pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Error> {
-    if let Some(RunnerCommand::List) = args.command {
-        return list(global).await;
+    if let Some(command) = args.command {
+        return operate(global, command).await;
     }
     let server_url = args.join.ok_or_else(|| usage("--join is missing"))?;
     let state_dir = match args.state_dir {
@@ -80,6 +81,55 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         };
         Error { code, ..local("run as a runner", &error) }
     })
+}
+
+/// How long a drain may take: each sandbox has a grace of seconds, and they stop side by side.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
+const DRAIN_POLL: Duration = Duration::from_millis(250);
+
+async fn operate(global: &Global, command: RunnerCommand) -> Result<u8, Error> {
+    let client = match &command {
+        RunnerCommand::List => return list(global).await,
+        RunnerCommand::Cordon(_) | RunnerCommand::Uncordon(_) | RunnerCommand::Drain(_) => connect(global).await?,
+    };
+    let client = &client.client;
+    let runner = match &command {
+        RunnerCommand::Cordon(args) => client.cordon_runner(&args.runner).await?,
+        RunnerCommand::Uncordon(args) => client.uncordon_runner(&args.runner).await?,
+        RunnerCommand::Drain(args) => {
+            let runner = client.drain_runner(&args.runner).await?;
+            drained(client, &runner).await?;
+            client.runner(&runner.id).await?
+        }
+        RunnerCommand::List => return Ok(0),
+    };
+    match global.output {
+        Output::Json => show::json(&RunnerJson::from(runner)),
+        Output::Table => show::say!("{} {}", runner.name, status(runner.status())),
+    }
+    Ok(0)
+}
+
+/// Waits until nothing runs on it any more.
+async fn drained(client: &Client, runner: &v1::Runner) -> Result<(), Error> {
+    let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
+    let states = [v1::SandboxState::Starting, v1::SandboxState::Running, v1::SandboxState::Stopping];
+    loop {
+        let request = v1::ListSandboxesRequest {
+            states: states.map(i32::from).to_vec(),
+            ..v1::ListSandboxesRequest::default()
+        };
+        let sandboxes = client.list_all(request).await?;
+        let left = sandboxes.iter().filter(|sandbox| sandbox.runner_id == runner.id).count();
+        if left == 0 {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            let message = format!("runner `{}` still runs {left} sandboxes: it goes on draining", runner.name);
+            return Err(Error::new(Code::DeadlineExceeded, "drain", message));
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }
 
 async fn list(global: &Global) -> Result<u8, Error> {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::args::{Global, ListenArgs, ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
-use crate::failure::local;
+use crate::failure::{local, usage};
 use crate::local::lease::Announcement;
 use crate::local::{Local, LocalConfig, LocalInfo};
 use crate::units::Pair;
@@ -36,6 +36,7 @@ async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec
         data_dir: data_dir.clone(),
         address: listen.address,
         runner_address: listen.runner_address,
+        log_tail_bytes: u32::try_from(listen.log_tail).map_err(|_| usage("log-tail: use at most 1M"))?,
         embedded: false,
         runner,
         templates: absolute(templates)?,
@@ -85,6 +86,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         data_dir: data_dir(global)?,
         address: ([127, 0, 0, 1], 0).into(),
         runner_address: ([127, 0, 0, 1], 0).into(),
+        log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),

@@ -27,6 +27,10 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
     ("/dispense.v1.SandboxService/RenewSandbox", Need::Role(Role::Member)),
     ("/dispense.v1.RunnerService/ListRunners", Need::Role(Role::Viewer)),
     ("/dispense.v1.RunnerService/GetRunner", Need::Role(Role::Viewer)),
+    ("/dispense.v1.RunnerService/CordonRunner", Need::Role(Role::Admin)),
+    ("/dispense.v1.RunnerService/UncordonRunner", Need::Role(Role::Admin)),
+    ("/dispense.v1.RunnerService/DrainRunner", Need::Role(Role::Admin)),
+    ("/dispense.v1.LogService/GetLogs", Need::Role(Role::Viewer)),
     ("/dispense.v1.JobService/ListJobs", Need::Role(Role::Viewer)),
     ("/dispense.v1.JobService/GetJob", Need::Role(Role::Viewer)),
 ];

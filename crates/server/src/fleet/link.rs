@@ -12,7 +12,7 @@ use std::time::Duration;
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::{RunnerId, SandboxId, SessionId};
 use dispense_api::runner::runner_link_service_server::RunnerLinkService;
-use dispense_api::runner::{RunnerMessage, ServerMessage, SessionFrame, Welcome};
+use dispense_api::runner::{KeepLogsRequest, KeepLogsResponse, RunnerMessage, ServerMessage, SessionFrame, Welcome};
 use dispense_api::runner::{runner_message, server_message, session_frame};
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hello::{self, Introduction};
-use super::{HEARTBEAT_INTERVAL, KnownRunner, LEASE, LinkHandle};
+use super::{HEARTBEAT_INTERVAL, KnownRunner, LEASE, LinkHandle, Mode};
 use crate::auth::keys::{credential, unauthenticated};
 use crate::auth::secret::{CREDENTIAL_PREFIX, hash, random, same};
 use crate::relay::{AgentStream, Relay};
@@ -115,6 +115,14 @@ impl RunnerLinkService for RunnerLinks {
         self.relay.accept(&runner, &session, AgentStream { inbound, outbound })?;
         Ok(Response::new(Box::pin(ReceiverStream::new(frames).map(Ok))))
     }
+
+    async fn keep_logs(&self, request: Request<KeepLogsRequest>) -> Result<Response<KeepLogsResponse>, Status> {
+        let Peer::Known(runner) = self.authenticate(&request).await? else {
+            return Err(unauthenticated("logs need the runner's own credential").into());
+        };
+        self.sandboxes.keep_logs(&runner, request.into_inner().logs).await?;
+        Ok(Response::new(KeepLogsResponse {}))
+    }
 }
 
 impl RunnerLinks {
@@ -150,11 +158,12 @@ impl RunnerLinks {
                     Box::pin(async move { runners::update(tx, &id, &facts, now).await })
                 });
                 write.await?;
-                Ok((KnownRunner { id, facts, joined_at: now, last_seen_at: now }, None))
+                // The fleet knows its mode.
+                Ok((KnownRunner { id, facts, mode: Mode::Open, joined_at: now, last_seen_at: now }, None))
             }
             Peer::New => {
                 let secret = random(CREDENTIAL_PREFIX);
-                let known = KnownRunner { id: RunnerId::random(), facts, joined_at: now, last_seen_at: now };
+                let known = KnownRunner { id: RunnerId::random(), facts, mode: Mode::Open, joined_at: now, last_seen_at: now };
                 let (row, hashed) = (known.clone(), hash(&secret));
                 let write = self.sandboxes.store.write(move |tx| {
                     let (row, hashed) = (row.clone(), hashed.clone());

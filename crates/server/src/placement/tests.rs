@@ -17,6 +17,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             ttl_secs: 0,
             lease_secs: 0,
             require_limits,
+            auto_stop_mins: 0,
             target: ["", "", "r1", "zone=a"][target].into(),
         },
     )
@@ -28,11 +29,12 @@ fn candidate() -> impl Strategy<Value = Candidate> {
             Room { cpu_millis, memory_bytes, disk_bytes, sandboxes }
         })
     };
-    (room(), room(), any::<[bool; 5]>(), 0u8..3).prop_map(
-        |(capacity, used, [connected, template, nat, limits, zone], name)| Candidate {
+    (room(), room(), any::<[bool; 6]>(), 0u8..3).prop_map(
+        |(capacity, used, [connected, open, template, nat, limits, zone], name)| Candidate {
             id: RunnerId::random(),
             name: format!("r{name}"),
             connected,
+            open,
             labels: if zone { [("zone".to_owned(), "a".to_owned())].into() } else { BTreeMap::new() },
             templates: if template { vec!["host".into()] } else { vec![] },
             networks: if nat { vec![Network::None, Network::Nat] } else { vec![Network::None] },
@@ -50,7 +52,7 @@ proptest! {
             Ok(id) => {
                 let runner = runners.iter().find(|runner| runner.id == id).expect("one of those given");
                 prop_assert_eq!(misfit(&spec, runner), None);
-                prop_assert!(runner.connected);
+                prop_assert!(runner.connected && runner.open);
                 let after = runner.used.plus(Room::of(&spec));
                 prop_assert!(after.over(&runner.capacity).is_none(), "{after:?} in {:?}", runner.capacity);
             }

@@ -25,6 +25,8 @@ pub(crate) struct Report {
     pub(crate) memory_mb: Option<u64>,
     pub(crate) session_count: Option<u32>,
     pub(crate) uptime_secs: u64,
+    /// Absent when it does not say.
+    pub(crate) idle: Option<Duration>,
     /// The agent is about to end.
     pub(crate) stopped: bool,
 }
@@ -39,6 +41,7 @@ impl From<AgentReport> for Report {
             memory_mb: report.memory_mb,
             session_count: report.session_count,
             uptime_secs: report.uptime_secs,
+            idle: Some(Duration::from_secs(report.idle_secs)),
             stopped: report.status == "stopped",
         }
     }
@@ -55,6 +58,8 @@ pub(crate) struct AgentInfo {
 struct Entry {
     info: Option<AgentInfo>,
     heard: Instant,
+    /// A session was asked for, or it began to run.
+    used: Instant,
     /// The sandbox was told lost for want of reports.
     silent: bool,
 }
@@ -72,9 +77,11 @@ impl Agents {
         let entry = entries.entry(sandbox.clone()).or_insert_with(|| Entry {
             info: None,
             heard: Instant::now(),
+            used: Instant::now(),
             silent: false,
         });
         entry.heard = Instant::now();
+        entry.used = Instant::now();
         entry.silent = false;
     }
 
@@ -82,8 +89,24 @@ impl Agents {
     pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report) -> bool {
         let mut entries = self.entries.lock().expect("no holder panics");
         let info = Some(AgentInfo { report, at: now_micros() });
-        let entry = Entry { info, heard: Instant::now(), silent: false };
+        let now = Instant::now();
+        let used = entries.get(sandbox).map_or(now, |before| before.used);
+        let entry = Entry { info, heard: now, used, silent: false };
         entries.insert(sandbox.clone(), entry).is_some_and(|before| before.silent)
+    }
+
+    /// Somebody wants a session.
+    pub(crate) fn used(&self, sandbox: &SandboxId) {
+        if let Some(entry) = self.entries.lock().expect("no holder panics").get_mut(sandbox) {
+            entry.used = Instant::now();
+        }
+    }
+
+    /// For how long nobody has used it, as far as is known; `None` before its first report.
+    pub(crate) fn idle(&self, sandbox: &SandboxId) -> Option<Duration> {
+        let entries = self.entries.lock().expect("no holder panics");
+        let entry = entries.get(sandbox)?;
+        Some(entry.info.as_ref()?.report.idle?.min(entry.used.elapsed()))
     }
 
     /// Its runner's lease has ended: the next report brings it back.

@@ -8,11 +8,10 @@ use dispense_api::name::Name;
 use dispense_api::v1;
 
 use super::lifecycle::{Fact, Lifecycle};
-use super::order::order;
 use super::service::Sandboxes;
 use super::spec::{self, Spec, invalid};
 use super::{Sandbox, names};
-use crate::job::{Job, JobStatus, JobType};
+use crate::job::{Job, JobType};
 use crate::placement::Misfit;
 use crate::store::{StoreError, jobs, now_micros, sandboxes};
 
@@ -53,7 +52,7 @@ impl NewSandbox {
 impl Sandboxes {
     /// Accepts a new sandbox. On the answer it is recorded and, if a runner fits, ordered.
     pub(crate) async fn create(&self, new: NewSandbox) -> Result<Sandbox, Error> {
-        let runner = match self.fleet.reserve(&new.spec) {
+        let runner = match self.fleet.reserve(&new.spec, &[]) {
             Ok(runner) => Some(runner),
             Err(misfits) => {
                 self.refuse_if_hopeless(&new.spec, &misfits)?;
@@ -88,18 +87,9 @@ impl Sandboxes {
     }
 
     async fn insert(&self, sandbox: Sandbox) -> Result<Sandbox, StoreError> {
-        let job = Job {
-            id: sandbox.job.clone(),
-            kind: JobType::Create,
-            sandbox: sandbox.id.clone(),
-            runner: sandbox.runner.clone(),
-            status: if sandbox.runner.is_some() { JobStatus::Running } else { JobStatus::Pending },
-            error: String::new(),
-            created_at: sandbox.created_at,
-            started_at: sandbox.runner.is_some().then_some(sandbox.created_at),
-            finished_at: None,
-        };
-        let (fleet, secret, routes) = (self.fleet.clone(), self.secret.clone(), self.routes.clone());
+        let mut job = Job::new(JobType::Create, &sandbox.id, sandbox.runner.as_ref(), sandbox.created_at);
+        job.id = sandbox.job.clone();
+        let (fleet, orders, routes) = (self.fleet.clone(), self.orders.clone(), self.routes.clone());
         let write = self.store.write_then(
             move |tx| {
                 let (sandbox, job) = (sandbox.clone(), job.clone());
@@ -113,7 +103,7 @@ impl Sandboxes {
                 routes.follow(sandbox);
                 if let Some(runner) = &sandbox.runner {
                     // A runner that left meanwhile gets the order when it is back.
-                    fleet.send(runner, order(sandbox, &secret));
+                    fleet.send(runner, orders.of(sandbox));
                 }
             },
         );

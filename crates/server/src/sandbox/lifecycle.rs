@@ -69,6 +69,8 @@ impl State {
 pub(crate) enum Request {
     Start,
     Stop,
+    /// Nobody uses it, or its runner is drained.
+    Park,
     /// `forget`: the runner is away and the caller does not want to wait for it.
     Delete {
         forget: bool,
@@ -101,6 +103,10 @@ pub(crate) enum Fact {
     AgentSilent,
     /// Its agent reported.
     AgentHeard { generation: Generation },
+    /// It could not be made, and another runner was chosen.
+    Moved { generation: Generation },
+    /// What was asked for last has not come about in time.
+    Overdue,
 }
 
 /// What is to be done after the new state is on the disk.
@@ -140,6 +146,8 @@ pub(crate) struct Lifecycle {
     pub(crate) placed: bool,
     /// It ran once, so that there are files to keep.
     pub(crate) started: bool,
+    /// It was stopped, or is being stopped, and nobody asked for that: it starts again when it is used.
+    pub(crate) asleep: bool,
 }
 
 impl Lifecycle {
@@ -151,6 +159,7 @@ impl Lifecycle {
             generation: Generation(1),
             placed: false,
             started: false,
+            asleep: false,
         }
     }
 
@@ -171,9 +180,21 @@ impl Lifecycle {
     pub(crate) fn request(&mut self, request: Request) -> Result<Vec<Effect>, Denied> {
         match (request, self.desired) {
             (Request::Delete { forget }, _) => Ok(self.delete(forget)),
-            (Request::Start | Request::Stop, Desired::Deleted) => Err(Denied::Deleting),
-            (Request::Start, Desired::Running | Desired::Stopped) => Ok(self.start()),
-            (Request::Stop, Desired::Running | Desired::Stopped) => Ok(self.stop()),
+            (Request::Start | Request::Stop | Request::Park, Desired::Deleted) => Err(Denied::Deleting),
+            (Request::Start, Desired::Running | Desired::Stopped) => {
+                self.asleep = false;
+                Ok(self.start())
+            }
+            (Request::Stop, Desired::Running | Desired::Stopped) => {
+                self.asleep = false;
+                Ok(self.stop())
+            }
+            (Request::Park, Desired::Running) if matches!(self.observed, State::Starting | State::Running) => {
+                self.asleep = true;
+                Ok(self.stop())
+            }
+            // Somebody asked for something else meanwhile.
+            (Request::Park, Desired::Running | Desired::Stopped) => Ok(vec![]),
         }
     }
 
@@ -268,7 +289,26 @@ impl Lifecycle {
             Fact::AgentSilent => self.silence(&[State::Running, State::Paused]),
             Fact::AgentHeard { .. } if self.observed == State::Lost => self.box_fact(BoxFact::Running),
             Fact::AgentHeard { .. } => vec![],
+            Fact::Moved { generation } if generation == self.generation && self.can_move() => {
+                self.generation.0 += 1;
+                self.enter(State::Starting)
+            }
+            Fact::Moved { .. } => vec![],
+            Fact::Overdue => self.overdue(),
         }
+    }
+
+    /// Whether a failure to make it may be tried elsewhere: nothing is lost with it.
+    pub(crate) fn can_move(&self) -> bool {
+        self.placed && !self.started && self.desired == Desired::Running && self.observed == State::Starting
+    }
+
+    fn overdue(&mut self) -> Vec<Effect> {
+        if matches!(self.observed, State::Pending | State::Starting) {
+            self.observed = State::Failed;
+        }
+        // The others go on: their runner tells when they are done.
+        vec![Effect::FailJob]
     }
 
     fn placed_now(&mut self) -> Vec<Effect> {
@@ -325,6 +365,7 @@ impl Lifecycle {
                 State::Running | State::Paused | State::Stopped | State::Failed | State::Lost => {
                     self.desired = Desired::Stopped;
                     self.observed = State::Stopped;
+                    self.asleep = true;
                     vec![Effect::CompleteJob]
                 }
                 State::Deleting | State::Deleted => vec![],

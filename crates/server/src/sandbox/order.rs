@@ -1,5 +1,7 @@
 //! What a runner is told of a sandbox.
 
+use std::sync::Arc;
+
 use dispense_api::id::SandboxId;
 use dispense_api::runner::{Desired, DesiredState, ServerMessage, server_message};
 
@@ -8,32 +10,50 @@ use super::agents::REPORT_INTERVAL;
 use super::lifecycle::Wanted;
 use crate::auth::secret::ServerSecret;
 
-/// What is wanted of it.
-pub(super) fn order(sandbox: &Sandbox, secret: &ServerSecret) -> ServerMessage {
-    let generation = sandbox.life.generation;
-    let message = match sandbox.life.wanted() {
-        None | Some(Wanted::Absent) => return absent(&sandbox.id, generation.0),
-        Some(Wanted::Stopped) => Desired {
-            sandbox_id: sandbox.id.to_string(),
-            generation: generation.0,
-            state: DesiredState::Stopped.into(),
-            ..Desired::default()
-        },
-        Some(Wanted::Running) => Desired {
-            sandbox_id: sandbox.id.to_string(),
-            generation: generation.0,
-            state: DesiredState::Running.into(),
-            spec: Some(sandbox.spec.wire()),
-            name: sandbox.name.clone(),
-            sandbox_token: secret.sandbox_token(&sandbox.id, generation),
-            report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
-        },
-    };
-    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+/// Writes orders.
+#[derive(Clone)]
+pub(crate) struct Orders {
+    pub(crate) secret: Arc<ServerSecret>,
+    /// Of each stream of a finished process, kept by this server.
+    pub(crate) log_tail_bytes: u32,
 }
-/// That nothing of it may be left.
-pub(super) fn absent(id: &SandboxId, generation: u64) -> ServerMessage {
-    let message =
-        Desired { sandbox_id: id.to_string(), generation, state: DesiredState::Absent.into(), ..Desired::default() };
-    ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+
+impl Orders {
+    /// What is wanted of it.
+    pub(super) fn of(&self, sandbox: &Sandbox) -> ServerMessage {
+        let generation = sandbox.life.generation;
+        let message = match sandbox.life.wanted() {
+            None | Some(Wanted::Absent) => return self.absent(&sandbox.id, generation.0),
+            Some(Wanted::Stopped) => Desired {
+                sandbox_id: sandbox.id.to_string(),
+                generation: generation.0,
+                state: DesiredState::Stopped.into(),
+                log_tail_bytes: self.log_tail_bytes,
+                ..Desired::default()
+            },
+            Some(Wanted::Running) => Desired {
+                sandbox_id: sandbox.id.to_string(),
+                generation: generation.0,
+                state: DesiredState::Running.into(),
+                spec: Some(sandbox.spec.wire()),
+                name: sandbox.name.clone(),
+                sandbox_token: self.secret.sandbox_token(&sandbox.id, generation),
+                report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
+                log_tail_bytes: self.log_tail_bytes,
+            },
+        };
+        ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+    }
+
+    /// That nothing of it may be left.
+    pub(super) fn absent(&self, id: &SandboxId, generation: u64) -> ServerMessage {
+        let message = Desired {
+            sandbox_id: id.to_string(),
+            generation,
+            state: DesiredState::Absent.into(),
+            log_tail_bytes: self.log_tail_bytes,
+            ..Desired::default()
+        };
+        ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
+    }
 }

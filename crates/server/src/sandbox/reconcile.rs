@@ -10,10 +10,9 @@ use sqlx::AnyConnection;
 
 use super::Sandbox;
 use super::lifecycle::{BoxFact, State};
-use super::order::{absent, order};
 use super::service::{Applied, Cause, Sandboxes, apply};
 use crate::fleet::{BoxReport, KnownRunner, LinkHandle};
-use crate::store::{StoreError, sandboxes};
+use crate::store::{StoreError, jobs, sandboxes};
 
 impl Sandboxes {
     /// A runner reported a box.
@@ -30,7 +29,29 @@ impl Sandboxes {
             return self.stale_box(runner, &sandbox, &report).await;
         }
         let id = report.sandbox.clone();
+        if report.fact == BoxFact::Failed && sandbox.life.can_move() && self.moved(runner, &sandbox, &report).await? {
+            return Ok(());
+        }
         self.change(&id, Cause::Box(report)).await.map(drop)
+    }
+
+    /// A box that could not be made is made by another runner, if there is one that has not tried it.
+    async fn moved(&self, runner: &RunnerId, sandbox: &Sandbox, report: &BoxReport) -> Result<bool, Error> {
+        let job = jobs::find(self.store.readers(), &sandbox.job).await?;
+        let mut tried: Vec<RunnerId> = job.map(|job| job.attempts).unwrap_or_default().iter().filter_map(|attempt| attempt.runner.parse().ok()).collect();
+        tried.push(runner.clone());
+        let Ok(next) = self.fleet.reserve(&sandbox.spec, &tried) else { return Ok(false) };
+        let cause = Cause::Moved { generation: report.generation, why: report.message.clone(), to: next.clone() };
+        let moved = self.change(&sandbox.id, cause).await;
+        let taken = matches!(&moved, Ok(now) if now.runner.as_ref() == Some(&next));
+        if !taken {
+            self.fleet.release(&next, &sandbox.spec);
+            return moved.map(|_| false);
+        }
+        tracing::info!(sandbox = %sandbox.id, from = %runner, to = %next, why = %report.message, "sandbox moved");
+        self.fleet.release(runner, &sandbox.spec);
+        self.fleet.send(runner, self.orders.absent(&sandbox.id, report.generation.0));
+        Ok(true)
     }
 
     /// A box that is not the sandbox's present one: its runner is told again what is wanted.
@@ -42,9 +63,9 @@ impl Sandboxes {
             }
             return Ok(());
         }
-        let mut wanted = order(sandbox, &self.secret);
+        let mut wanted = self.orders.of(sandbox);
         if sandbox.runner.as_ref() != Some(runner) || forgotten {
-            wanted = absent(&sandbox.id, sandbox.life.generation.max(report.generation).0);
+            wanted = self.orders.absent(&sandbox.id, sandbox.life.generation.max(report.generation).0);
         }
         self.fleet.send(runner, wanted);
         Ok(())
@@ -74,7 +95,7 @@ impl Sandboxes {
         handle: LinkHandle,
     ) -> Result<(u64, Vec<ServerMessage>), Error> {
         let (runner, reports) = (known.id.clone(), boxes.clone());
-        let secret = self.secret.clone();
+        let written = self.orders.clone();
         let (fleet, follow_up) = (self.fleet.clone(), self.follow_up());
         let result = self.store.write_then(
             move |tx| {
@@ -86,7 +107,7 @@ impl Sandboxes {
                     // The orders go with the welcome, before anything that is sent through the link.
                     follow_up(&Applied { order: false, ..change.clone() });
                     if change.sandbox.life.wanted().is_some() {
-                        orders.push(order(&change.sandbox, &secret));
+                        orders.push(written.of(&change.sandbox));
                     }
                 }
                 *serial = fleet.attach(known, handle);
@@ -100,7 +121,7 @@ impl Sandboxes {
             .collect();
         for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
             if let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? {
-                orders.push(absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
+                orders.push(self.orders.absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
             } else {
                 tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
             }

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::id::{JobId, RunnerId, SandboxId};
+use dispense_api::id::{Generation, JobId, RunnerId, SandboxId};
 use sqlx::AnyConnection;
 
 use super::agents::{Agents, Report};
 use super::lifecycle::{BoxFact, Denied, Effect, Fact, Request, State};
 use super::notices::Notices;
-use super::order::order;
+use super::order::Orders;
 use super::routes::Routes;
 use super::{Sandbox, lifecycle::Desired};
 use crate::auth::secret::ServerSecret;
 use crate::fleet::BoxReport;
-use crate::fleet::Fleet;
-use crate::job::{Job, JobStatus, JobType};
+use crate::fleet::{Fleet, Mode, RunnerView};
+use crate::job::{Attempt, Job, JobType};
 use crate::refusal::{denied, unknown_job, unknown_sandbox};
 use crate::relay::Route;
 use crate::store::{Store, StoreError, jobs, now_micros, runners, sandboxes};
@@ -27,6 +27,7 @@ pub(crate) struct Sandboxes {
     pub(crate) store: Arc<Store>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) secret: Arc<ServerSecret>,
+    pub(crate) orders: Orders,
     pub(crate) notices: Arc<Notices>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) routes: Arc<Routes>,
@@ -49,7 +50,15 @@ pub(super) enum Cause {
     Placed(RunnerId),
     RunnerLost,
     AgentSilent,
-    AgentHeard(dispense_api::id::Generation),
+    AgentHeard(Generation),
+    /// Its box could not be made, and another runner was chosen.
+    Moved {
+        generation: Generation,
+        why: String,
+        to: RunnerId,
+    },
+    /// This job's time is over.
+    Overdue(JobId),
 }
 
 impl Sandboxes {
@@ -87,8 +96,30 @@ impl Sandboxes {
     }
 
     async fn request(&self, id_or_name: &str, request: Request, job: JobType) -> Result<Sandbox, Error> {
-        let id = self.get(id_or_name).await?.id;
-        self.change(&id, Cause::Request(request, job)).await
+        let sandbox = self.get(id_or_name).await?;
+        let is_draining = |runner: &RunnerId| self.fleet.mode(runner) == Some(Mode::Draining);
+        if request == Request::Start && sandbox.runner.as_ref().is_some_and(is_draining) {
+            let message = format!(
+                "sandbox `{}` is on a runner that is being drained: let it take sandboxes again with `dispense runner uncordon`",
+                sandbox.name
+            );
+            return Err(Error::new(Code::FailedPrecondition, "runner_draining", message));
+        }
+        self.change(&sandbox.id, Cause::Request(request, job)).await
+    }
+
+    /// Stops one that nobody uses, or whose runner is drained; it starts again when it is used.
+    pub(crate) async fn park(&self, id: &SandboxId) -> Result<(), Error> {
+        self.change(id, Cause::Request(Request::Park, JobType::Stop)).await.map(drop)
+    }
+
+    /// A job's time is over.
+    pub(crate) async fn overdue(&self, id: &SandboxId, job: JobId) -> Result<(), Error> {
+        match self.change(id, Cause::Overdue(job)).await {
+            // Its row has been removed meanwhile.
+            Err(error) if error.code == Code::NotFound => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     /// Extends the lease.
@@ -158,6 +189,24 @@ impl Sandboxes {
         Ok(())
     }
 
+    /// An operator wants something else of a runner.
+    pub(crate) async fn set_runner_mode(&self, id_or_name: &str, mode: Mode) -> Result<RunnerView, Error> {
+        let id = self.fleet.find(id_or_name)?.known.id;
+        let (row, fleet) = (id.clone(), self.fleet.clone());
+        let write = self.store.write_then(
+            move |tx| {
+                let id = row.clone();
+                Box::pin(async move {
+                    runners::set_mode(tx, &id, mode).await?;
+                    Ok(id)
+                })
+            },
+            move |id| fleet.set_mode(id, mode),
+        );
+        write.await?;
+        self.fleet.find(id.as_str())
+    }
+
     /// An agent has been silent for too long.
     pub(crate) async fn agent_silent(&self, id: &SandboxId) -> Result<(), Error> {
         self.change(id, Cause::AgentSilent).await.map(drop)
@@ -169,7 +218,7 @@ impl Sandboxes {
         if sandbox.life.observed != State::Pending {
             return Ok(true);
         }
-        let Ok(runner) = self.fleet.reserve(&sandbox.spec) else { return Ok(false) };
+        let Ok(runner) = self.fleet.reserve(&sandbox.spec, &[]) else { return Ok(false) };
         let placed = self.change(id, Cause::Placed(runner.clone())).await;
         // Somebody else was quicker, or it was deleted meanwhile.
         if !matches!(&placed, Ok(now) if now.runner.as_ref() == Some(&runner) && now.revision > sandbox.revision) {
@@ -203,8 +252,8 @@ impl Sandboxes {
 
     /// What follows from a committed change: told in the order of the commits.
     pub(super) fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
-        let (fleet, notices, agents, secret) =
-            (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.secret.clone());
+        let (fleet, notices, agents, orders) =
+            (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.orders.clone());
         let routes = self.routes.clone();
         move |applied| {
             let sandbox = &applied.sandbox;
@@ -212,7 +261,7 @@ impl Sandboxes {
             if applied.order
                 && let Some(runner) = &sandbox.runner
             {
-                fleet.send(runner, order(sandbox, &secret));
+                fleet.send(runner, orders.of(sandbox));
             }
             if !applied.changed {
                 return;
@@ -236,9 +285,14 @@ impl Sandboxes {
     /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
     pub(crate) async fn route(&self, id_or_name: &str, timeout: Duration) -> Result<Route, Error> {
         if let Some(route) = self.routes.get(id_or_name) {
+            self.agents.used(&route.sandbox);
             return Ok(route);
         }
-        let sandbox = self.get(id_or_name).await?;
+        let mut sandbox = self.get(id_or_name).await?;
+        self.agents.used(&sandbox.id);
+        if sandbox.life.asleep && sandbox.life.desired == Desired::Stopped {
+            sandbox = self.wake(&sandbox, timeout).await?;
+        }
         let placed = |sandbox: &Sandbox| sandbox.life.observed != State::Pending;
         let sandbox = if placed(&sandbox) { sandbox } else { self.wait(&sandbox.id, timeout, placed).await? };
         let not_running = |next: &str| {
@@ -253,6 +307,15 @@ impl Sandboxes {
             (State::Deleting | State::Deleted, _) => not_running("create another one"),
             _ => not_running(&format!("start it with `dispense start {}`", sandbox.name)),
         }
+    }
+
+    /// Starts one that was stopped without being asked to.
+    async fn wake(&self, sandbox: &Sandbox, timeout: Duration) -> Result<Sandbox, Error> {
+        // One that is still stopping starts when it has stopped.
+        let started = self.start(sandbox.id.as_str()).await?;
+        tracing::info!(sandbox = %sandbox.id, "sandbox is used and starts");
+        let on_the_way = |row: &Sandbox| !matches!(row.life.observed, State::Stopping | State::Stopped);
+        if on_the_way(&started) { Ok(started) } else { self.wait(&sandbox.id, timeout, on_the_way).await }
     }
 
     /// Waits, for a caller who asked to, until nothing more is on the way to what was asked for.
@@ -320,6 +383,9 @@ impl Sandboxes {
     }
 }
 
+/// Of a job whose time is over.
+const OVERDUE: &str = "it has not come about within an hour";
+
 /// Applies a cause to a row, in the transaction that read it. A refusal writes nothing.
 pub(super) async fn apply(
     tx: &mut AnyConnection,
@@ -338,20 +404,14 @@ pub(super) async fn apply(
         Cause::RunnerLost => sandbox.life.fact(Fact::RunnerLost),
         Cause::AgentSilent => sandbox.life.fact(Fact::AgentSilent),
         Cause::AgentHeard(generation) => sandbox.life.fact(Fact::AgentHeard { generation: *generation }),
+        Cause::Moved { generation, .. } => sandbox.life.fact(Fact::Moved { generation: *generation }),
+        // A newer request has taken its place.
+        Cause::Overdue(job) if *job != sandbox.job => vec![],
+        Cause::Overdue(_) => sandbox.life.fact(Fact::Overdue),
     };
     describe(&mut sandbox, &before, &cause, now);
     if let (Cause::Request(_, kind), true) = (&cause, sandbox.life != before.life) {
-        let job = Job {
-            id: JobId::random(),
-            kind: *kind,
-            sandbox: sandbox.id.clone(),
-            runner: sandbox.runner.clone(),
-            status: if sandbox.runner.is_some() { JobStatus::Running } else { JobStatus::Pending },
-            error: String::new(),
-            created_at: now,
-            started_at: sandbox.runner.is_some().then_some(now),
-            finished_at: None,
-        };
+        let job = Job::new(*kind, &sandbox.id, sandbox.runner.as_ref(), now);
         jobs::open(tx, &job, Some(&before.job)).await?;
         sandbox.job = job.id;
     }
@@ -362,10 +422,19 @@ pub(super) async fn apply(
         sandbox.runner = Some(runner.clone());
         jobs::begin(tx, &sandbox.job, runner, now).await?;
     }
+    if let Cause::Moved { why, to, .. } = &cause
+        && sandbox.life.generation != before.life.generation
+    {
+        let from = sandbox.runner.replace(to.clone()).map(|runner| runner.to_string()).unwrap_or_default();
+        jobs::tried(tx, &sandbox.job, Attempt { at: now, runner: from, error: why.clone() }, to).await?;
+    }
     for effect in &effects {
         match effect {
             Effect::CompleteJob => jobs::finish(tx, &sandbox.job, None, now).await?,
-            Effect::FailJob => jobs::finish(tx, &sandbox.job, Some(&sandbox.reason), now).await?,
+            Effect::FailJob => {
+                let why = if sandbox.reason.is_empty() { OVERDUE } else { &sandbox.reason };
+                jobs::finish(tx, &sandbox.job, Some(why), now).await?;
+            }
             Effect::Order => {}
         }
     }
@@ -420,7 +489,11 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
         (Cause::Box(_), State::Stopped) if before.life.desired == Desired::Running && was != State::Stopping => {
             Some("its machine was restarted")
         }
-        (Cause::Box(_) | Cause::AgentHeard(_) | Cause::Request(..) | Cause::Placed(_), State::Failed) => None,
+        (Cause::Overdue(_), State::Failed) => Some(OVERDUE),
+        (Cause::Request(Request::Park, _), _) => Some("nobody used it, or its runner is drained: it starts when it is used"),
+        // What was said when it began to stop.
+        (Cause::Box(_), State::Stopped) if sandbox.life.asleep => None,
+        (Cause::Box(_) | Cause::AgentHeard(_) | Cause::Request(..) | Cause::Placed(_) | Cause::Moved { .. }, State::Failed) => None,
         _ => Some(""),
     };
     if let Some(reason) = reason {

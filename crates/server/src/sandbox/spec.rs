@@ -20,6 +20,8 @@ const GROUP_MAX_BYTES: usize = 128;
 /// A lease shorter than a slow network's round trips would end sandboxes in use.
 const LEASE_MIN_SECS: u32 = 5;
 const LEASE_MAX_SECS: u32 = 86_400;
+/// A year.
+const AUTO_STOP_MAX_MINS: u64 = 525_600;
 
 /// A valid specification. What is stored and what is sent have the same names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +40,8 @@ pub(crate) struct Spec {
     pub(crate) lease_secs: u32,
     pub(crate) require_limits: bool,
     pub(crate) target: String,
+    /// 0: never.
+    pub(crate) auto_stop_mins: u32,
 }
 
 /// Of a sandbox.
@@ -97,6 +101,7 @@ impl Spec {
             lease_secs: spec.lease_secs,
             require_limits: spec.require_limits,
             target: spec.target,
+            auto_stop_mins: spec.auto_stop_mins,
         };
         parsed.in_range()?;
         Ok(parsed)
@@ -117,6 +122,7 @@ impl Spec {
             range("spec.resources.disk_bytes", self.disk_bytes, limits::DISK_BYTES, "bytes")?;
         }
         range("spec.ttl_secs", self.ttl_secs.into(), 0..=u64::from(limits::TTL_MAX_SECS), "seconds")?;
+        range("spec.auto_stop_mins", self.auto_stop_mins.into(), 0..=AUTO_STOP_MAX_MINS, "minutes")?;
         if self.lease_secs != 0 {
             range("spec.lease_secs", self.lease_secs.into(), wide(LEASE_MIN_SECS..=LEASE_MAX_SECS), "seconds")?;
         }
@@ -142,6 +148,7 @@ impl Spec {
             lease_secs: self.lease_secs,
             require_limits: self.require_limits,
             target: self.target.clone(),
+            auto_stop_mins: self.auto_stop_mins,
         }
     }
 }

@@ -5,19 +5,19 @@ use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, QueryBuilder, Row};
 
-use super::StoreError;
-use crate::job::{Job, JobStatus, JobType};
+use super::{StoreError, json};
+use crate::job::{Attempt, Job, JobStatus, JobType};
 
 const SELECT: &str =
-    "SELECT id, type, sandbox_id, runner_id, status, error, created_at, started_at, finished_at FROM job ";
+    "SELECT id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, started_at, finished_at FROM job ";
 
 /// Adds a job; the one before it on the same sandbox, if still open, is failed as overtaken.
 pub(crate) async fn open(tx: &mut AnyConnection, job: &Job, before: Option<&JobId>) -> Result<(), StoreError> {
     if let Some(before) = before {
         finish(tx, before, Some("overtaken by a newer request"), job.created_at).await?;
     }
-    let sql = "INSERT INTO job (id, type, sandbox_id, runner_id, status, error, created_at, started_at, finished_at) \
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    let sql = "INSERT INTO job (id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, \
+               started_at, finished_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     sqlx::query(sql)
         .bind(job.id.to_string())
         .bind(job.kind.as_str())
@@ -25,7 +25,9 @@ pub(crate) async fn open(tx: &mut AnyConnection, job: &Job, before: Option<&JobI
         .bind(job.runner.as_ref().map(ToString::to_string))
         .bind(job.status.as_str())
         .bind(job.error.clone())
+        .bind(json(&job.attempts))
         .bind(job.created_at)
+        .bind(job.deadline_at)
         .bind(job.started_at)
         .bind(job.finished_at)
         .execute(tx)
@@ -38,6 +40,30 @@ pub(crate) async fn begin(tx: &mut AnyConnection, job: &JobId, runner: &RunnerId
     let sql = "UPDATE job SET status = 'running', runner_id = $2, started_at = $3 WHERE id = $1 AND status = 'pending'";
     sqlx::query(sql).bind(job.to_string()).bind(runner.to_string()).bind(now).execute(tx).await?;
     Ok(())
+}
+
+/// An attempt on a runner failed; another runner has taken over.
+pub(crate) async fn tried(
+    tx: &mut AnyConnection,
+    id: &JobId,
+    attempt: Attempt,
+    next: &RunnerId,
+) -> Result<(), StoreError> {
+    let sql = format!("{SELECT} WHERE id = $1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).fetch_optional(&mut *tx).await?;
+    let Some(mut found) = row.as_ref().map(job).transpose()? else { return Ok(()) };
+    found.attempts.push(attempt);
+    let sql = "UPDATE job SET attempts = $2, runner_id = $3 WHERE id = $1";
+    let attempts = json(&found.attempts);
+    sqlx::query(sql).bind(id.to_string()).bind(attempts).bind(next.to_string()).execute(tx).await?;
+    Ok(())
+}
+
+/// Sandboxes with an open job whose time is over.
+pub(crate) async fn overdue(readers: &AnyPool, now: i64) -> Result<Vec<(SandboxId, JobId)>, StoreError> {
+    let sql = format!("{SELECT} WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1000");
+    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(now).fetch_all(readers).await?;
+    rows.iter().map(|row| job(row).map(|job| (job.sandbox, job.id))).collect()
 }
 
 /// Closes a job that is still open: completed, or failed with `error`.
@@ -96,7 +122,9 @@ fn job(row: &AnyRow) -> Result<Job, StoreError> {
         runner: runner.map(|text| text.parse().map_err(|_| malformed("runner_id"))).transpose()?,
         status: JobStatus::ALL.into_iter().find(|value| value.as_str() == status).ok_or_else(|| malformed("status"))?,
         error: text("error")?,
+        attempts: serde_json::from_str(&text("attempts")?).map_err(|_| malformed("attempts"))?,
         created_at: row.try_get("created_at")?,
+        deadline_at: row.try_get("deadline_at")?,
         started_at: row.try_get("started_at")?,
         finished_at: row.try_get("finished_at")?,
     })

@@ -12,8 +12,9 @@ use crate::placement::Room;
 use crate::sandbox::Sandbox;
 use crate::sandbox::lifecycle::{Desired, Lifecycle, State};
 
+const MICROS_PER_MINUTE: i64 = 60_000_000;
 const COLUMNS: &str = "id, name, group_name, labels, spec, desired, observed, reason, generation, revision, runner_id, \
-                       unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, lease_until, box_gone";
+                       unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, lease_until, box_gone, asleep";
 
 const STATES: [(State, &str); 10] = [
     (State::Pending, "pending"),
@@ -50,8 +51,8 @@ fn desired_str(desired: Desired) -> &'static str {
 pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
     let sql = "INSERT INTO sandbox (id, name, live_name, group_name, labels, spec, desired, observed, reason, generation, \
                revision, runner_id, unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, \
-               lease_until, box_gone) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
-               $17, $18, $19, $20, $21)";
+               lease_until, box_gone, asleep, auto_stop) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+               $15, $16, $17, $18, $19, $20, $21, $22, $23)";
     sqlx::query(sql)
         .bind(sandbox.id.as_str().to_owned())
         .bind(sandbox.name.clone())
@@ -74,6 +75,8 @@ pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
         .bind(sandbox.expires_at)
         .bind(sandbox.lease_until)
         .bind(i64::from(sandbox.box_gone))
+        .bind(i64::from(sandbox.life.asleep))
+        .bind((sandbox.spec.auto_stop_mins > 0).then(|| i64::from(sandbox.spec.auto_stop_mins) * MICROS_PER_MINUTE))
         .execute(tx)
         .await?;
     Ok(())
@@ -83,7 +86,7 @@ pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
 pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
     let sql = "UPDATE sandbox SET live_name = $2, desired = $3, observed = $4, reason = $5, generation = $6, revision = $7, \
                runner_id = $8, unenforced = $9, job_id = $10, started_at = $11, stopped_at = $12, deleted_at = $13, \
-               lease_until = $14, box_gone = $15, expires_at = $16 WHERE id = $1";
+               lease_until = $14, box_gone = $15, expires_at = $16, asleep = $17 WHERE id = $1";
     sqlx::query(sql)
         .bind(sandbox.id.as_str().to_owned())
         .bind(live_name(sandbox))
@@ -101,6 +104,7 @@ pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
         .bind(sandbox.lease_until)
         .bind(i64::from(sandbox.box_gone))
         .bind(sandbox.expires_at)
+        .bind(i64::from(sandbox.life.asleep))
         .execute(tx)
         .await?;
     Ok(())
@@ -121,6 +125,16 @@ pub(crate) async fn get(tx: &mut AnyConnection, id: &SandboxId) -> Result<Option
 pub(crate) async fn find(readers: &AnyPool, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
     let clause = if id_or_name.parse::<SandboxId>().is_ok() { "WHERE id = $1" } else { "WHERE live_name = $1" };
     let row = sqlx::query(sqlx::AssertSqlSafe(select(clause))).bind(id_or_name.to_owned()).fetch_optional(readers);
+    row.await?.as_ref().map(sandbox).transpose()
+}
+
+/// The sandbox of an id, or the one that has a name or had it last.
+pub(crate) async fn find_any(readers: &AnyPool, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
+    if let Some(found) = find(readers, id_or_name).await? {
+        return Ok(Some(found));
+    }
+    let sql = select("WHERE name = $1 ORDER BY created_at DESC LIMIT 1");
+    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id_or_name.to_owned()).fetch_optional(readers);
     row.await?.as_ref().map(sandbox).transpose()
 }
 
@@ -198,6 +212,21 @@ pub(crate) async fn expired(readers: &AnyPool, now: i64) -> Result<Vec<SandboxId
     ids(readers, sqlx::query(sql).bind(now)).await
 }
 
+/// Running ones that are stopped when nobody uses them, each with the microseconds that it may be idle.
+pub(crate) async fn auto_stopped(readers: &AnyPool) -> Result<Vec<(SandboxId, i64)>, StoreError> {
+    let sql = "SELECT id, auto_stop FROM sandbox WHERE auto_stop > 0 AND observed = 'running' AND desired = 'running'";
+    let rows = sqlx::query(sql).fetch_all(readers).await?;
+    rows.iter().map(|row| Ok((id(row, "id")?, row.try_get("auto_stop")?))).collect()
+}
+
+/// Ids of those that a draining runner still runs.
+pub(crate) async fn to_drain(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+    let sql = "SELECT sandbox.id FROM sandbox JOIN runner ON runner.id = sandbox.runner_id \
+               WHERE runner.mode = 'draining' AND sandbox.desired = 'running' \
+               AND sandbox.observed IN ('starting', 'running')";
+    ids(readers, sqlx::query(sql)).await
+}
+
 /// Ids of living sandboxes that have a lease.
 pub(crate) async fn leased(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
     let sql = "SELECT id FROM sandbox WHERE desired <> 'deleted' AND lease_until IS NOT NULL";
@@ -220,6 +249,9 @@ pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, St
     let jobs = "DELETE FROM job WHERE sandbox_id IN \
                 (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
     sqlx::query(jobs).bind(before).execute(&mut *tx).await?;
+    let logs = "DELETE FROM process_log WHERE sandbox_id IN \
+                (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
+    sqlx::query(logs).bind(before).execute(&mut *tx).await?;
     let rows = "DELETE FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1";
     Ok(sqlx::query(rows).bind(before).execute(tx).await?.rows_affected())
 }
@@ -258,6 +290,7 @@ fn sandbox(row: &AnyRow) -> Result<Sandbox, StoreError> {
         generation: Generation(unsigned(row.try_get("generation")?)),
         placed: runner.is_some(),
         started: started_at.is_some(),
+        asleep: row.try_get::<i64, _>("asleep")? != 0,
     };
     let job: String = row.try_get("job_id")?;
     Ok(Sandbox {

@@ -52,7 +52,7 @@ impl JobService for JobDoor {
     }
 }
 
-fn wire(job: Job) -> v1::Job {
+pub(super) fn wire(job: Job) -> v1::Job {
     v1::Job {
         id: job.id.to_string(),
         r#type: match job.kind {
@@ -72,6 +72,16 @@ fn wire(job: Job) -> v1::Job {
         }
         .into(),
         error: job.error,
+        attempts: job
+            .attempts
+            .into_iter()
+            .map(|attempt| v1::JobAttempt {
+                at: Some(timestamp(attempt.at)),
+                runner_id: attempt.runner,
+                error: attempt.error,
+            })
+            .collect(),
+        deadline: job.finished_at.is_none().then(|| timestamp(job.deadline_at)),
         created_at: Some(timestamp(job.created_at)),
         started_at: job.started_at.map(timestamp),
         finished_at: job.finished_at.map(timestamp),

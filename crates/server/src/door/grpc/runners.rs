@@ -6,7 +6,7 @@ use dispense_api::v1;
 use dispense_api::v1::runner_service_server::RunnerService;
 use tonic::{Request, Response, Status};
 
-use crate::fleet::{RunnerStatus, RunnerView};
+use crate::fleet::{Mode, RunnerStatus, RunnerView};
 use crate::placement::Room;
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::view::timestamp;
@@ -27,6 +27,24 @@ impl RunnerService for RunnerDoor {
         let wanted = request.into_inner().runner;
         Ok(Response::new(wire(self.0.fleet.find(&wanted)?)))
     }
+
+    async fn cordon_runner(&self, request: Request<v1::CordonRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
+        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Cordoned).await?;
+        Ok(Response::new(wire(view)))
+    }
+
+    async fn uncordon_runner(
+        &self,
+        request: Request<v1::UncordonRunnerRequest>,
+    ) -> Result<Response<v1::Runner>, Status> {
+        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Open).await?;
+        Ok(Response::new(wire(view)))
+    }
+
+    async fn drain_runner(&self, request: Request<v1::DrainRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
+        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Draining).await?;
+        Ok(Response::new(wire(view)))
+    }
 }
 
 fn wire(view: RunnerView) -> v1::Runner {
@@ -37,12 +55,14 @@ fn wire(view: RunnerView) -> v1::Runner {
         status: match view.status {
             RunnerStatus::Available => v1::RunnerStatus::Available,
             RunnerStatus::Busy => v1::RunnerStatus::Busy,
+            RunnerStatus::Draining => v1::RunnerStatus::Draining,
             RunnerStatus::Offline => v1::RunnerStatus::Offline,
         }
         .into(),
         address: facts.address,
         capacity: Some(capacity(facts.capacity)),
         used: Some(capacity(view.used)),
+        sandboxes: u32::try_from(view.used.sandboxes).unwrap_or(u32::MAX),
         labels: facts.labels.into_iter().collect(),
         backends: facts.backends,
         templates: facts.templates,

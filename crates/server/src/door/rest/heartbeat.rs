@@ -76,6 +76,7 @@ pub(super) async fn status(
         return Err(invalid("cpuPercent", "it is not a number from 0 up").into());
     }
     let report = Report {
+        idle: None,
         generation,
         hostname: clip(&beat.hostname),
         ip_address: peer.map(|Extension(PeerAddress(peer))| peer.ip().to_string()).unwrap_or_default(),

@@ -74,6 +74,7 @@ pub(super) struct SpecJson {
     lease_secs: u32,
     require_limits: bool,
     target: String,
+    auto_stop_mins: u32,
 }
 
 #[derive(Serialize)]
@@ -140,6 +141,7 @@ impl TryFrom<SpecJson> for v1::SandboxSpec {
             lease_secs: json.lease_secs,
             require_limits: json.require_limits,
             target: json.target,
+            auto_stop_mins: json.auto_stop_mins,
         })
     }
 }
@@ -178,6 +180,7 @@ impl SandboxJson {
                 lease_secs: spec.lease_secs,
                 require_limits: spec.require_limits,
                 target: spec.target.clone(),
+                auto_stop_mins: spec.auto_stop_mins,
             },
             runner_id: sandbox.runner.as_ref().map(ToString::to_string).unwrap_or_default(),
             generation: sandbox.life.generation.0,

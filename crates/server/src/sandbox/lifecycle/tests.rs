@@ -25,12 +25,15 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => Just(Step::Request(Request::Start)),
         2 => Just(Step::Request(Request::Stop)),
+        1 => Just(Step::Request(Request::Park)),
         1 => any::<bool>().prop_map(|forget| Step::Request(Request::Delete { forget })),
         3 => Just(Step::Fact(Fact::Placed)),
         12 => (generation.clone(), box_fact()).prop_map(|(generation, fact)| Step::Fact(Fact::Box { generation, fact })),
         1 => Just(Step::Fact(Fact::RunnerLost)),
         1 => Just(Step::Fact(Fact::AgentSilent)),
-        1 => generation.prop_map(|generation| Step::Fact(Fact::AgentHeard { generation })),
+        1 => generation.clone().prop_map(|generation| Step::Fact(Fact::AgentHeard { generation })),
+        1 => generation.prop_map(|generation| Step::Fact(Fact::Moved { generation })),
+        1 => Just(Step::Fact(Fact::Overdue)),
     ]
 }
 
@@ -101,6 +104,7 @@ proptest! {
         let stale = Generation(sandbox.generation.0 - 1);
         let mut effects = sandbox.fact(Fact::Box { generation: stale, fact });
         effects.extend(sandbox.fact(Fact::AgentHeard { generation: stale }));
+        effects.extend(sandbox.fact(Fact::Moved { generation: stale }));
         prop_assert_eq!(effects, vec![]);
         prop_assert_eq!(sandbox, before);
     }
