@@ -10,8 +10,8 @@ mod output;
 mod spawn;
 mod table;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use dispense_api::v1::{self, OutputStream, process_exited};

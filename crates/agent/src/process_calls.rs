@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use dispense_api::error::{Code, Error};
 use dispense_api::v1::{
-    AttachProcessRequest, InputTaken, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream, ProcessEvent,
-    ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcessRequest,
+    AttachProcessRequest, InputTaken, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream,
+    ProcessEvent, ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcessRequest,
     attach_process_request, process_event, process_input, run_process_request,
 };
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};

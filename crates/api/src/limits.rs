@@ -10,8 +10,9 @@ pub const RESPONSE_MESSAGE_MAX_BYTES: usize = 4 << 20;
 pub const DATA_CHUNK_BYTES: usize = 256 << 10;
 /// HTTP/2 window of one stream: keeps a stream busy over 20 ms of round trip at 100 MB/s.
 pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-/// HTTP/2 window of a connection: a runner's sessions share one.
-pub const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2 window of a connection: a runner's sessions share one. 512 streams whose readers have stopped do not
+/// fill it, so they hold up nobody else; what is buffered is bounded by the windows of the streams.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 /// HTTP/2 frame: fewer, larger frames make bulk output cheaper.
 pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
 /// What one process keeps of each output stream for readers that come or come back later.

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
         }
     };
     let output = cli.global.output;
-    let runs_commands = matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Shell(_) | Command::Attach(_));
+    let runs_commands =
+        matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Shell(_) | Command::Attach(_));
     let result = runtime.block_on(cmd::run(cli));
     // A thread that reads a terminal cannot be stopped; the process ends without it.
     runtime.shutdown_background();

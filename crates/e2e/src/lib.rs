@@ -4,9 +4,11 @@
 //! fails the test when anything of it is left on the machine.
 
 pub mod host;
+pub mod pair;
 pub mod system;
 pub mod terminal;
 pub mod wait;
 
 pub use host::{Host, Mode, Up};
+pub use pair::Pair;
 pub use system::System;

@@ -29,7 +29,13 @@ pub struct System {
 }
 
 async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: SocketAddr) -> Server {
-    let config = ServerConfig { data_dir: data_dir.to_owned(), address, runner_address, embedded: false, log_tail_bytes: 64 << 10 };
+    let config = ServerConfig {
+        data_dir: data_dir.to_owned(),
+        address,
+        runner_address,
+        embedded: false,
+        log_tail_bytes: 64 << 10,
+    };
     Server::start(config).await.expect("a server on free ports")
 }
 

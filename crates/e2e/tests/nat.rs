@@ -5,6 +5,7 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use dispense_e2e::pair::Running;
 use dispense_e2e::{Host, Mode, host, wait};
 
 const HOST_ADDRESS: &str = "203.0.113.2";
@@ -101,16 +102,6 @@ impl Drop for Net {
     }
 }
 
-/// Ends what a failed test leaves running.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// The first nameserver of this machine that is not on it.
 fn nameserver() -> Option<String> {
     let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
@@ -142,10 +133,10 @@ impl Product<'_> {
     fn up(&self) -> Running {
         let args = ["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
         let mut command = self.net.command(&self.net.host, &self.host.command(args));
-        let up = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nsenter");
+        let up = Running::start(&mut command);
         let show = ["config", "show", "--output", "json"];
         wait::until("it serves", Duration::from_secs(30), || self.dispense(&show).1, |text| text.contains("runnerUrl"));
-        Running(up)
+        up
     }
 
     /// Runs Python in the sandbox `box`.
@@ -194,9 +185,9 @@ impl Product<'_> {
         let exec = self.host.command(["exec", "neighbour", "--", "python3", "-c", listen]);
         let mut command = self.net.command(&self.net.host, &exec);
         let listening = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut listening = Running(listening.expect("nsenter"));
+        let mut listening = Running::adopt(listening.expect("nsenter"));
         let mut line = [0; 3];
-        std::io::Read::read_exact(listening.0.stdout.as_mut().expect("piped"), &mut line).expect("it listens");
+        std::io::Read::read_exact(listening.stdout(), &mut line).expect("it listens");
         self.refused(&neighbour);
     }
 
@@ -220,7 +211,7 @@ fn nat_reaches_public_addresses_and_nothing_else() {
     net.serve(&host_namespace);
     let host = Host::new(Mode::Root);
     let product = Product { net: &net, host: &host };
-    let mut up = product.up();
+    let up = product.up();
     for name in ["box", "neighbour"] {
         product.ok(&["create", "--name", name, "--network", "nat"]);
     }
@@ -241,8 +232,7 @@ fn nat_reaches_public_addresses_and_nothing_else() {
     let links = || product.sh("ip -o link | grep -c ': dsp'");
     wait::until("no interface is left", Duration::from_secs(10), links, |text| text == "0\n");
     wait::until("no rule is left", Duration::from_secs(10), || product.sh("nft list tables"), String::is_empty);
-    host::terminate(up.0.id());
-    assert!(up.0.wait().expect("ours").success());
+    assert!(up.stop().success());
     drop(net);
     host.finish();
 }

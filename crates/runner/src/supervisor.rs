@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::logs::Logs;
 use crate::owner::{Order, Owner, Phase};
-use crate::plan::{self, Observed};
+use crate::plan::{self, Observed, Wanted};
 use crate::reports::Reports;
 
 struct Handle {
     orders: watch::Sender<Option<Order>>,
-    phase: watch::Receiver<Phase>,
+    phase: watch::Sender<Phase>,
 }
 
 struct Inner {
@@ -104,6 +104,14 @@ impl Supervisor {
                     }
                     taken
                 });
+                // A session that comes behind this order waits for it, whatever the owner is at.
+                handle.phase.send_if_modified(|phase| {
+                    let starts = order.wanted == Wanted::Running && matches!(phase, Phase::Closed(..));
+                    if starts {
+                        *phase = Phase::Waiting;
+                    }
+                    starts
+                });
                 // The owner may have ended between the look and the order: then the order starts a new one.
                 alive = !handle.orders.is_closed();
             }
@@ -129,14 +137,14 @@ impl Supervisor {
             _ => Phase::Waiting,
         };
         let (orders, receiver) = watch::channel(order);
-        let (phase, phase_receiver) = watch::channel(first);
+        let phase = watch::channel(first).0;
         let owner = Owner {
             sandbox: sandbox.clone(),
             backend: self.0.backend.clone(),
             reports: self.0.reports.clone(),
             logs: self.0.logs.clone(),
             orders: receiver,
-            phase,
+            phase: phase.clone(),
             shutdown: self.0.shutdown.clone(),
             observed,
             unenforced,
@@ -144,7 +152,7 @@ impl Supervisor {
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         // Owners that ended are forgotten here, so that the map is no longer than what lives, and one.
         owners.retain(|_, handle| !handle.orders.is_closed());
-        owners.insert(sandbox.clone(), Handle { orders, phase: phase_receiver });
+        owners.insert(sandbox.clone(), Handle { orders, phase });
         drop(owners);
         self.0.tracker.spawn(owner.run());
     }
@@ -152,7 +160,7 @@ impl Supervisor {
     /// The phase of a sandbox's box; `None` when nothing was ever ordered for it.
     pub(crate) fn phase(&self, sandbox: &SandboxId) -> Option<watch::Receiver<Phase>> {
         let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
-        owners.get(sandbox).map(|handle| handle.phase.clone())
+        owners.get(sandbox).map(|handle| handle.phase.subscribe())
     }
 
     /// The newest generation that was ordered.

@@ -1,6 +1,7 @@
 //! Sandboxes: the row, its policy, and everything that changes it.
 
 pub(crate) mod agents;
+mod change;
 pub(crate) mod create;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;

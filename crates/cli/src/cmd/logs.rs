@@ -89,9 +89,9 @@ async fn kept(global: &Global, client: &Client, args: &LogsArgs, why: Option<Err
         }
         (None, Some(wanted)) => {
             let message = format!("sandbox `{}` has no process `{wanted}`: see `dispense ps --all`", args.sandbox);
-            return Err(why.filter(|error| error.code == Code::Unavailable).unwrap_or_else(|| {
-                Error::new(Code::NotFound, "process_unknown", message)
-            }));
+            return Err(why
+                .filter(|error| error.code == Code::Unavailable)
+                .unwrap_or_else(|| Error::new(Code::NotFound, "process_unknown", message)));
         }
         // Nothing ever ran in it: what is there to tell is how its jobs went.
         (None, None) => jobs(global, &logs.jobs),

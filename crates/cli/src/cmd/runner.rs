@@ -115,10 +115,8 @@ async fn drained(client: &Client, runner: &v1::Runner) -> Result<(), Error> {
     let deadline = tokio::time::Instant::now() + DRAIN_TIMEOUT;
     let states = [v1::SandboxState::Starting, v1::SandboxState::Running, v1::SandboxState::Stopping];
     loop {
-        let request = v1::ListSandboxesRequest {
-            states: states.map(i32::from).to_vec(),
-            ..v1::ListSandboxesRequest::default()
-        };
+        let request =
+            v1::ListSandboxesRequest { states: states.map(i32::from).to_vec(), ..v1::ListSandboxesRequest::default() };
         let sandboxes = client.list_all(request).await?;
         let left = sandboxes.iter().filter(|sandbox| sandbox.runner_id == runner.id).count();
         if left == 0 {

@@ -117,7 +117,8 @@ impl Events {
                 None => self.started(process.clone()),
                 Some(first) if first.started_at == process.started_at => return Ok(None),
                 Some(first) => {
-                    let message = format!("process {} has ended and its pid is another's: see `dispense logs`", first.pid);
+                    let message =
+                        format!("process {} has ended and its pid is another's: see `dispense logs`", first.pid);
                     self.end();
                     return Err(Error::new(Code::NotFound, "process_unknown", message));
                 }

@@ -163,7 +163,8 @@ impl RunnerLinks {
             }
             Peer::New => {
                 let secret = random(CREDENTIAL_PREFIX);
-                let known = KnownRunner { id: RunnerId::random(), facts, mode: Mode::Open, joined_at: now, last_seen_at: now };
+                let known =
+                    KnownRunner { id: RunnerId::random(), facts, mode: Mode::Open, joined_at: now, last_seen_at: now };
                 let (row, hashed) = (known.clone(), hash(&secret));
                 let write = self.sandboxes.store.write(move |tx| {
                     let (row, hashed) = (row.clone(), hashed.clone());

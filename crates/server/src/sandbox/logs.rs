@@ -29,7 +29,9 @@ impl Sandboxes {
             Box::pin(async move {
                 for (id, generation, pid, started_at, log) in parsed {
                     let known = sandboxes::get(&mut *tx, &id).await?;
-                    if known.is_some_and(|row| row.runner.as_ref() == Some(&runner) && row.life.generation.0 == generation) {
+                    if known
+                        .is_some_and(|row| row.runner.as_ref() == Some(&runner) && row.life.generation.0 == generation)
+                    {
                         logs::keep(&mut *tx, &id, pid, started_at, &log).await?;
                     }
                 }

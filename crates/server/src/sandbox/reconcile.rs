@@ -9,8 +9,9 @@ use dispense_api::runner::ServerMessage;
 use sqlx::AnyConnection;
 
 use super::Sandbox;
+use super::change::{Applied, Cause, apply};
 use super::lifecycle::{BoxFact, State};
-use super::service::{Applied, Cause, Sandboxes, apply};
+use super::service::Sandboxes;
 use crate::fleet::{BoxReport, KnownRunner, LinkHandle};
 use crate::store::{StoreError, jobs, sandboxes};
 
@@ -38,7 +39,12 @@ impl Sandboxes {
     /// A box that could not be made is made by another runner, if there is one that has not tried it.
     async fn moved(&self, runner: &RunnerId, sandbox: &Sandbox, report: &BoxReport) -> Result<bool, Error> {
         let job = jobs::find(self.store.readers(), &sandbox.job).await?;
-        let mut tried: Vec<RunnerId> = job.map(|job| job.attempts).unwrap_or_default().iter().filter_map(|attempt| attempt.runner.parse().ok()).collect();
+        let mut tried: Vec<RunnerId> = job
+            .map(|job| job.attempts)
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|attempt| attempt.runner.parse().ok())
+            .collect();
         tried.push(runner.clone());
         let Ok(next) = self.fleet.reserve(&sandbox.spec, &tried) else { return Ok(false) };
         let cause = Cause::Moved { generation: report.generation, why: report.message.clone(), to: next.clone() };

@@ -8,8 +8,7 @@ use sqlx::{AnyPool, QueryBuilder, Row};
 use super::{StoreError, json};
 use crate::job::{Attempt, Job, JobStatus, JobType};
 
-const SELECT: &str =
-    "SELECT id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, started_at, finished_at FROM job ";
+const SELECT: &str = "SELECT id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, started_at, finished_at FROM job ";
 
 /// Adds a job; the one before it on the same sandbox, if still open, is failed as overtaken.
 pub(crate) async fn open(tx: &mut AnyConnection, job: &Job, before: Option<&JobId>) -> Result<(), StoreError> {
