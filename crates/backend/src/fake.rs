@@ -5,11 +5,13 @@ mod agent;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use dispense_api::error::reason;
-use dispense_api::id::SandboxId;
+use dispense_api::id::{Generation, SandboxId};
+use dispense_api::v1;
+pub use agent::count_byte;
 use tokio::sync::watch;
 
 use crate::{Backend, BackendError, BoxExit, BoxReport, BoxSpec, BoxState, ByteStream, Capabilities, Network};
@@ -44,8 +46,24 @@ pub enum Fault {
 
 struct FakeBox {
     spec: BoxSpec,
+    processes: Vec<FakeProcess>,
     /// While it runs: told when the agent has ended, and how.
     running: Option<watch::Sender<Option<BoxExit>>>,
+}
+
+/// A `count N`, which writes N bytes.
+#[derive(Debug, Clone)]
+struct FakeProcess {
+    key: String,
+    pid: u32,
+    total: u64,
+}
+
+impl FakeProcess {
+    fn describe(&self) -> v1::Process {
+        let started_at = Some((SystemTime::UNIX_EPOCH + Duration::from_secs(self.pid.into())).into());
+        v1::Process { pid: self.pid, started_at, ..v1::Process::default() }
+    }
 }
 
 /// What outlives a runner: the boxes.
@@ -58,6 +76,29 @@ pub struct FakeMachine {
 impl FakeMachine {
     fn boxes(&self) -> MutexGuard<'_, HashMap<SandboxId, FakeBox>> {
         self.boxes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Every box with its generation, and whether it runs.
+    pub fn state(&self) -> Vec<(SandboxId, Generation, bool)> {
+        let boxes = self.boxes();
+        boxes.values().map(|one| (one.spec.sandbox.clone(), one.spec.generation, one.running.is_some())).collect()
+    }
+
+    /// Starts a process, unless its key is known; `None` without such a box.
+    fn start(&self, sandbox: &SandboxId, start: &v1::StartProcess) -> Option<FakeProcess> {
+        let mut boxes = self.boxes();
+        let processes = &mut boxes.get_mut(sandbox)?.processes;
+        if let Some(known) = processes.iter().find(|process| process.key == start.key) {
+            return Some(known.clone());
+        }
+        let total = start.args.get(1).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let pid = u32::try_from(processes.len()).unwrap_or(u32::MAX).saturating_add(2);
+        processes.push(FakeProcess { key: start.key.clone(), pid, total });
+        processes.last().cloned()
+    }
+
+    fn process(&self, sandbox: &SandboxId, pid: u32) -> Option<FakeProcess> {
+        self.boxes().get(sandbox)?.processes.iter().find(|process| process.pid == pid).cloned()
     }
 
     /// From now on a step goes wrong; `None` mends it.
@@ -75,6 +116,7 @@ impl FakeMachine {
             && let Some(running) = found.running.take()
         {
             running.send_replace(Some(exit));
+            found.processes.clear();
         }
     }
 
@@ -140,7 +182,7 @@ impl Backend for Fake {
             Some(there) if there.spec == *spec => Ok(()),
             Some(there) => Err(BackendError::Exists(spec.sandbox.clone(), there.spec.generation)),
             None => {
-                boxes.insert(spec.sandbox.clone(), FakeBox { spec: spec.clone(), running: None });
+                boxes.insert(spec.sandbox.clone(), FakeBox { spec: spec.clone(), processes: vec![], running: None });
                 Ok(())
             }
         }
@@ -196,7 +238,7 @@ impl Backend for Fake {
         let (near, far) = tokio::io::duplex(STREAM_BYTES);
         let (machine, sandbox) = (self.0.clone(), sandbox.clone());
         tokio::spawn(async move {
-            if agent::serve(far, &sandbox, ended).await {
+            if let agent::Answered::ShutDown = agent::serve(far, &machine, &sandbox, ended).await {
                 machine.kill_agent(&sandbox, BoxExit::default());
             }
         });

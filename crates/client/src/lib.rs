@@ -18,6 +18,7 @@
 //!
 //! It retries only what is idempotent: reads, deletes, renewals.
 
+mod dial;
 mod error;
 mod files;
 mod ports;
@@ -41,6 +42,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+pub use dial::{Connection, Dialler, Dialling};
 pub use dispense_api::error::{Code, Error};
 pub use dispense_api::v1;
 pub use files::{Download, Upload};
@@ -81,6 +83,11 @@ pub struct Client {
 impl Client {
     /// Connects to `http://HOST:PORT` with an API key.
     pub async fn connect(url: &str, api_key: &str) -> Result<Self, Error> {
+        Self::connect_over(url, api_key, None).await
+    }
+
+    /// The same, over connections that the caller makes.
+    pub async fn connect_over(url: &str, api_key: &str, dialler: Option<Dialler>) -> Result<Self, Error> {
         let invalid = |message: String| Error::new(Code::InvalidArgument, "endpoint", message);
         let endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|_| invalid(format!("`{url}` is not the address of a server: use http://HOST:PORT")))?;
@@ -97,7 +104,7 @@ impl Client {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        let channel = endpoint.connect().await.map_err(|error| error::unreachable(url, &error))?;
+        let channel = dial::connect(&endpoint, dialler.as_ref()).await.map_err(|error| error::unreachable(url, &error))?;
         Ok(Self { channel, key: ApiKey(key), resume_for: RESUME_FOR_DEFAULT })
     }
 

@@ -12,6 +12,7 @@
 
 mod agent;
 pub mod backend;
+mod dial;
 mod identity;
 mod link;
 mod logs;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use dispense_backend::Backend;
 use tokio_util::sync::CancellationToken;
 
+pub use dial::{Connection, Dialler, Dialling};
 pub use identity::IdentityError;
 pub use link::LinkError;
 pub use machine::Capacity;
@@ -77,11 +79,21 @@ pub async fn run(
     backend: Arc<dyn Backend>,
     shutdown: CancellationToken,
 ) -> Result<(), RunnerError> {
+    run_over(config, backend, shutdown, None).await
+}
+
+/// The same, over connections that the caller makes.
+pub async fn run_over(
+    config: RunnerConfig,
+    backend: Arc<dyn Backend>,
+    shutdown: CancellationToken,
+    dialler: Option<Dialler>,
+) -> Result<(), RunnerError> {
     let identity = identity::Identity::open(&config.state_dir)?;
     let reports = Arc::new(Reports::default());
     let logs = Arc::new(Logs::default());
     let supervisor = Supervisor::start(backend.clone(), reports.clone(), logs.clone()).await?;
-    let link = link::Link { config, identity, backend: backend.clone(), reports, logs, supervisor: supervisor.clone() };
+    let link = link::Link { config, dialler, identity, backend: backend.clone(), reports, logs, supervisor: supervisor.clone() };
     let result = link.run(&shutdown).await;
     supervisor.stop().await;
     backend.close().await;

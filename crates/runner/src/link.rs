@@ -20,6 +20,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
+use crate::dial::{self, Dialler};
 use crate::identity::{Identity, IdentityError, Known};
 use crate::logs::Logs;
 use crate::machine::{self, Capacity};
@@ -94,6 +95,7 @@ pub(crate) type RunnerLink = RunnerLinkServiceClient<InterceptedService<Channel,
 /// What the link works with.
 pub(crate) struct Link {
     pub(crate) config: RunnerConfig,
+    pub(crate) dialler: Option<Dialler>,
     pub(crate) identity: Identity,
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) reports: Arc<Reports>,
@@ -240,7 +242,7 @@ impl Link {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        endpoint.connect().await.map_err(|error| self.away(&chain(&error)))
+        dial::connect(&endpoint, self.dialler.as_ref()).await.map_err(|error| self.away(&chain(&error)))
     }
 
     fn client(&self, channel: Channel) -> Result<RunnerLink, LinkError> {

@@ -31,6 +31,8 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const STOP_SLACK: Duration = Duration::from_secs(2);
 /// For the last words of the processes of a box that is removed.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Before a step that failed is tried again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Before a lost watch is opened again.
 const WATCH_RETRY_DELAY: Duration = Duration::from_millis(500);
 
@@ -133,8 +135,8 @@ impl Owner {
         };
         if let Err(error) = result {
             self.failed(step, generation, &error);
-            if step == Step::Destroy {
-                // What could not be removed is tried again, not reported as gone.
+            if matches!(step, Step::Stop | Step::Destroy) {
+                // What could not be ended or removed is tried again, not reported as done.
                 self.pause().await;
             }
         }
@@ -324,10 +326,12 @@ impl Owner {
         self.report(BoxState::Failed, generation, Some(Failure { reason, message, out_of_memory: false }));
     }
 
-    async fn pause(&self) {
+    /// Before a step that failed is tried again, unless something else is ordered.
+    async fn pause(&mut self) {
         tokio::select! {
             () = self.shutdown.cancelled() => {}
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            _ = self.orders.changed() => {}
+            () = tokio::time::sleep(RETRY_DELAY) => {}
         }
     }
 

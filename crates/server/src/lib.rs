@@ -8,11 +8,13 @@
 //! ```
 
 mod auth;
+mod clock;
 mod data_dir;
 mod door;
 mod fleet;
 mod job;
 mod placement;
+pub mod planted;
 mod refusal;
 mod relay;
 mod sandbox;
@@ -33,6 +35,7 @@ use tower::ServiceExt;
 use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
 use auth::{ApiKey, Keys, Role};
+use clock::Clock;
 use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
@@ -41,7 +44,11 @@ use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
 use store::{Store, StoreError};
 
+pub use store::StoreMode;
+
+pub use clock::WallClock;
 pub use data_dir::DataDirError;
+pub use door::listener::Listener;
 
 /// A hello lists all boxes of a runner.
 const CONTROL_MESSAGE_MAX_BYTES: usize = 32 << 20;
@@ -68,6 +75,20 @@ pub struct ServerConfig {
 
 /// A screen or two of text, and the end of most stack traces.
 pub const LOG_TAIL_BYTES_DEFAULT: u32 = 64 << 10;
+
+/// What a server takes from the machine beside its files.
+pub struct Surroundings {
+    /// The machine's clock.
+    pub wall_clock: WallClock,
+    /// How the database answers.
+    pub store: StoreMode,
+}
+
+impl Default for Surroundings {
+    fn default() -> Self {
+        Self { wall_clock: Arc::new(std::time::SystemTime::now), store: StoreMode::Free }
+    }
+}
 
 /// Why a server did not start.
 #[derive(Debug, thiserror::Error)]
@@ -114,12 +135,34 @@ impl Server {
         let data_dir = data_dir::DataDir::open(&config.data_dir)?;
         let public = listen(config.address, "--address").await?;
         let runners = listen(config.runner_address, "--runner-address").await?;
+        Self::serve_on(config, data_dir, public, runners, Surroundings::default()).await
+    }
+
+    /// The same, in a world that the caller made: its network, its clock.
+    pub async fn start_in<L: Listener>(
+        config: ServerConfig,
+        public: L,
+        runners: L,
+        surroundings: Surroundings,
+    ) -> Result<Self, StartError> {
+        let data_dir = data_dir::DataDir::open(&config.data_dir)?;
+        Self::serve_on(config, data_dir, public, runners, surroundings).await
+    }
+
+    async fn serve_on<L: Listener>(
+        config: ServerConfig,
+        data_dir: data_dir::DataDir,
+        public: L,
+        runners: L,
+        surroundings: Surroundings,
+    ) -> Result<Self, StartError> {
+        planted::disarm();
         let path = data_dir.join("server.db");
         let failed = |error: StoreError| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
             StartError::Store { path: path.clone(), cause: format!("{error}{source}") }
         };
-        let store = Arc::new(Store::open(&path).await.map_err(failed)?);
+        let store = Arc::new(Store::open(&path, surroundings.store).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
         let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
         let fresh = random("");
@@ -133,6 +176,7 @@ impl Server {
         let fleet = Arc::new(Fleet::new(known, &used));
         let sandboxes = Arc::new(Sandboxes {
             store: store.clone(),
+            clock: Arc::new(Clock::new(surroundings.wall_clock)),
             fleet: fleet.clone(),
             orders: Orders { secret: secret.clone(), log_tail_bytes: config.log_tail_bytes },
             secret: secret.clone(),
@@ -158,7 +202,7 @@ impl Server {
         Ok(server)
     }
 
-    fn serve(&self, public: TcpListener, runners: TcpListener) {
+    fn serve<L: Listener>(&self, public: L, runners: L) {
         let doors = Doors::new(self.parts.clone());
         let service = move |request| doors.clone().serve(request);
         self.tasks.spawn(listener::serve(public, service, self.tasks.clone(), self.shutdown.clone()));

@@ -10,25 +10,32 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod meta;
+mod readers;
 pub(crate) mod runners;
 pub(crate) mod sandboxes;
 mod writer;
 
 use std::path::Path;
-use std::sync::Once;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::AnyConnection;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyPool, Executor};
+use sqlx::{AnyConnection, Connection, Executor};
+use tokio::sync::Mutex;
 
 use writer::Writer;
+
+pub(crate) use readers::{AnyQuery, Readers};
 
 /// Connections that read; more gain nothing on a file.
 const READERS: u32 = 4;
 /// A reader waits at most this long for a connection, a writer for the lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// FULL: what a client was told is on the disk.
+const PRAGMAS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; \
+                       PRAGMA cache_size = -16000;";
 
 /// A change under way.
 pub(crate) type Change<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
@@ -71,40 +78,64 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
+/// How the database answers.
+#[derive(Clone)]
+pub enum StoreMode {
+    /// As soon as it can, while other things go on.
+    Free,
+    /// While the caller's thread waits, so that a simulation repeats itself; a commit is preceded by a pause.
+    Held {
+        /// How long the disk takes.
+        pause: Arc<dyn Fn() -> Duration + Send + Sync>,
+    },
+}
+
+impl StoreMode {
+    fn is_held(&self) -> bool {
+        matches!(self, Self::Held { .. })
+    }
+}
+
 /// The open database.
 pub(crate) struct Store {
-    readers: AnyPool,
+    readers: Readers,
     writer: Writer,
 }
 
 impl Store {
     /// Opens or makes the database file and brings its schema to this version.
-    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) async fn open(path: &Path, mode: StoreMode) -> Result<Self, StoreError> {
+        in_place(mode.is_held(), Self::open_file(path, mode)).await
+    }
+
+    async fn open_file(path: &Path, mode: StoreMode) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         let url = format!("sqlite://{}?mode=rwc", path.display());
-        let pool = |connections| {
-            AnyPoolOptions::new().max_connections(connections).acquire_timeout(BUSY_TIMEOUT).after_connect(
-                |connection, _| {
-                    Box::pin(async move {
-                        // FULL: what a client was told is on the disk.
-                        let pragmas = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                                       PRAGMA busy_timeout = 5000; PRAGMA cache_size = -16000;";
-                        connection.execute(pragmas).await?;
-                        Ok(())
-                    })
-                },
-            )
+        let connect = || async {
+            let mut connection = AnyConnection::connect(&url).await?;
+            connection.execute(PRAGMAS).await?;
+            Ok::<_, StoreError>(connection)
         };
-        let writing = pool(1).connect(&url).await?;
-        sqlx::migrate!().run(&writing).await?;
-        let readers = pool(READERS).connect(&url).await?;
-        let connection = writing.acquire().await?.detach();
-        Ok(Self { readers, writer: Writer::start(connection) })
+        let mut writing = connect().await?;
+        sqlx::migrate!().run(&mut writing).await?;
+        let readers = if mode.is_held() {
+            Readers::One(Mutex::new(connect().await?))
+        } else {
+            let options = AnyPoolOptions::new().max_connections(READERS).acquire_timeout(BUSY_TIMEOUT);
+            let options = options.after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(PRAGMAS).await?;
+                    Ok(())
+                })
+            });
+            Readers::Pool(options.connect(&url).await?)
+        };
+        Ok(Self { readers, writer: Writer::start(writing, mode) })
     }
 
     /// For queries that change nothing.
-    pub(crate) fn readers(&self) -> &AnyPool {
+    pub(crate) fn readers(&self) -> &Readers {
         &self.readers
     }
 
@@ -136,15 +167,14 @@ impl Store {
     }
 }
 
-/// Microseconds since 1970, as the store keeps time.
-pub(crate) fn now_micros() -> i64 {
-    micros(SystemTime::now())
-}
-
-/// Microseconds since 1970.
-pub(crate) fn micros(time: SystemTime) -> i64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+/// Waits for the database on this thread, so that nothing else happens meanwhile, or as any future.
+async fn in_place<T>(held: bool, answer: impl Future<Output = T>) -> T {
+    if held {
+        // Not for this runtime's scheduler to stop half way.
+        futures_executor::block_on(tokio::task::unconstrained(answer))
+    } else {
+        answer.await
+    }
 }
 
 /// Encodes a value that the store keeps as JSON.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::planted::{self, Bug};
 use crate::sandbox::service::Sandboxes;
-use crate::store::{jobs, now_micros, sandboxes};
+use crate::store::{jobs, sandboxes};
 
 /// Between passes; a pass that finds nothing costs two indexed queries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,6 +36,9 @@ pub(crate) async fn sweep_task(sandboxes: Arc<Sandboxes>, shutdown: Cancellation
 }
 
 async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
+    if let Some(jump) = sandboxes.clock.jump() {
+        follow_jump(sandboxes, jump).await?;
+    }
     for (runner, last_seen_at) in sandboxes.fleet.newly_lost() {
         tracing::warn!(%runner, "runner is offline: its lease has ended");
         sandboxes.runner_lost(&runner, last_seen_at).await?;
@@ -42,11 +46,14 @@ async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
     for sandbox in sandboxes.agents.newly_silent() {
         sandboxes.agent_silent(&sandbox).await?;
     }
-    for sandbox in sandboxes::expired(sandboxes.store.readers(), now_micros()).await? {
+    for sandbox in sandboxes::expired(sandboxes.store.readers(), sandboxes.clock.now()).await? {
+        if planted::has(Bug::ReapByTimer) && !planted::is_armed(sandbox.as_str()) {
+            continue;
+        }
         tracing::info!(%sandbox, "sandbox has expired");
         sandboxes.delete(sandbox.as_str(), false).await?;
     }
-    for (sandbox, job) in jobs::overdue(sandboxes.store.readers(), now_micros()).await? {
+    for (sandbox, job) in jobs::overdue(sandboxes.store.readers(), sandboxes.clock.now()).await? {
         tracing::warn!(%sandbox, %job, "job is overdue");
         sandboxes.overdue(&sandbox, job).await?;
     }
@@ -63,6 +70,22 @@ async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
     place_once(sandboxes).await
 }
 
+/// The machine's clock was set: what was to last an hour still does.
+async fn follow_jump(sandboxes: &Sandboxes, jump: i64) -> Result<(), dispense_api::error::Error> {
+    tracing::warn!(seconds = jump / 1_000_000, "the machine's clock has jumped: deadlines are moved along");
+    let clock = sandboxes.clock.clone();
+    let moved = sandboxes.store.write_then(
+        move |tx| {
+            Box::pin(async move {
+                sandboxes::move_deadlines(&mut *tx, jump).await?;
+                jobs::move_deadlines(tx, jump).await
+            })
+        },
+        move |()| clock.follow(jump),
+    );
+    Ok(moved.await?)
+}
+
 /// Places what waits, oldest first.
 async fn place_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
     for sandbox in sandboxes::pending(sandboxes.store.readers()).await? {
@@ -73,7 +96,7 @@ async fn place_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
 
 async fn purge_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
     let retention = i64::try_from(DELETED_RETENTION.as_micros()).unwrap_or(i64::MAX);
-    let before = now_micros() - retention;
+    let before = sandboxes.clock.now() - retention;
     sandboxes.store.write(move |tx| Box::pin(async move { sandboxes::purge(tx, before).await })).await?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! API keys: `dsp_` and 40 hex digits, stored hashed, looked up in memory.
 
+use std::time::SystemTime;
 use std::collections::HashMap;
 use std::sync::RwLock;
 
@@ -8,7 +9,7 @@ use http::HeaderMap;
 
 use super::Role;
 use super::secret::hash;
-use crate::store::now_micros;
+use crate::clock::micros;
 
 /// Before the 40 hex digits.
 pub(crate) const KEY_PREFIX: &str = "dsp_";
@@ -37,7 +38,7 @@ impl ApiKey {
             prefix: secret.chars().take(SHOWN_CHARS).collect(),
             hash,
             role,
-            created_at: now_micros(),
+            created_at: micros(SystemTime::now()),
             expires_at: None,
         }
     }
@@ -76,7 +77,7 @@ impl Keys {
         }
         let keys = self.by_hash.read().expect("no holder panics");
         let key = keys.get(&hash(secret)).ok_or_else(unknown)?;
-        if key.expires_at.is_some_and(|at| at <= now_micros()) {
+        if key.expires_at.is_some_and(|at| at <= micros(SystemTime::now())) {
             return Err(unknown());
         }
         Ok(Principal { key_id: key.id.clone(), role: key.role })

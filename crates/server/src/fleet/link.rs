@@ -27,7 +27,7 @@ use crate::auth::keys::{credential, unauthenticated};
 use crate::auth::secret::{CREDENTIAL_PREFIX, hash, random, same};
 use crate::relay::{AgentStream, Relay};
 use crate::sandbox::service::Sandboxes;
-use crate::store::{now_micros, runners};
+use crate::store::runners;
 
 /// Messages that wait for a runner's stream; the initial orders are not counted.
 const QUEUE_MESSAGES: usize = 4096;
@@ -145,7 +145,7 @@ impl RunnerLinks {
 
     /// The runner's row, and its credential when it is new.
     async fn admit(&self, peer: Peer, introduction: &Introduction) -> Result<(KnownRunner, Option<String>), Error> {
-        let now = now_micros();
+        let now = self.sandboxes.clock.now();
         let facts = introduction.facts.clone();
         match peer {
             Peer::Known(id) => {
@@ -187,7 +187,7 @@ impl RunnerLinks {
                     return;
                 }
             };
-            self.sandboxes.fleet.heard(id, now_micros());
+            self.sandboxes.fleet.heard(id, self.sandboxes.clock.now());
             if let Err(error) = self.take(id, message).await {
                 tracing::warn!(runner = %id, %error, "message of a runner was not taken");
             }

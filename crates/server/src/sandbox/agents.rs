@@ -8,7 +8,6 @@ use dispense_api::id::{Generation, SandboxId};
 use dispense_api::runner::AgentReport;
 use tokio::time::Instant;
 
-use crate::store::now_micros;
 
 /// Between an agent's reports.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(30);
@@ -86,9 +85,9 @@ impl Agents {
     }
 
     /// A report came. Answers whether the sandbox had been told lost.
-    pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report) -> bool {
+    pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report, at: i64) -> bool {
         let mut entries = self.entries.lock().expect("no holder panics");
-        let info = Some(AgentInfo { report, at: now_micros() });
+        let info = Some(AgentInfo { report, at });
         let now = Instant::now();
         let used = entries.get(sandbox).map_or(now, |before| before.used);
         let entry = Entry { info, heard: now, used, silent: false };

@@ -8,7 +8,7 @@ use super::Sandbox;
 use super::lifecycle::{BoxFact, Denied, Desired, Effect, Fact, Request, State};
 use crate::fleet::BoxReport;
 use crate::job::{Attempt, Job, JobType};
-use crate::store::{StoreError, jobs, now_micros, sandboxes};
+use crate::store::{StoreError, jobs, sandboxes};
 
 /// What one change came to.
 #[derive(Debug, Clone)]
@@ -46,9 +46,9 @@ pub(super) async fn apply(
     tx: &mut AnyConnection,
     mut sandbox: Sandbox,
     cause: Cause,
+    now: i64,
 ) -> Result<Result<Applied, (String, Denied)>, StoreError> {
     let before = sandbox.clone();
-    let now = now_micros();
     let effects = match &cause {
         Cause::Request(request, _) => match sandbox.life.request(*request) {
             Ok(effects) => effects,

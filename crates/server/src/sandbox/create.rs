@@ -13,7 +13,8 @@ use super::spec::{self, Spec, invalid};
 use super::{Sandbox, names};
 use crate::job::{Job, JobType};
 use crate::placement::Misfit;
-use crate::store::{StoreError, jobs, now_micros, sandboxes};
+use crate::planted::{self, Bug};
+use crate::store::{StoreError, jobs, sandboxes};
 
 /// Made-up names that are tried: with 100 million of them one is nearly always enough.
 const NAME_ATTEMPTS: u32 = 5;
@@ -71,7 +72,7 @@ impl Sandboxes {
     async fn record(&self, new: &NewSandbox, runner: Option<RunnerId>) -> Result<Sandbox, Error> {
         for attempt in 1.. {
             let name = new.name.as_ref().map_or_else(names::random, ToString::to_string);
-            match self.insert(row(new, name.clone(), runner.clone())).await {
+            match self.insert(row(new, name.clone(), runner.clone(), self.clock.now())).await {
                 Ok(sandbox) => return Ok(sandbox),
                 Err(StoreError::Taken) if new.name.is_none() && attempt < NAME_ATTEMPTS => {}
                 Err(StoreError::Taken) => {
@@ -89,6 +90,12 @@ impl Sandboxes {
     async fn insert(&self, sandbox: Sandbox) -> Result<Sandbox, StoreError> {
         let mut job = Job::new(JobType::Create, &sandbox.id, sandbox.runner.as_ref(), sandbox.created_at);
         job.id = sandbox.job.clone();
+        if planted::has(Bug::ActBeforePersisting)
+            && let Some(runner) = &sandbox.runner
+        {
+            self.fleet.send(runner, self.orders.of(&sandbox));
+        }
+        planted::arm(sandbox.id.as_str());
         let (fleet, orders, routes) = (self.fleet.clone(), self.orders.clone(), self.routes.clone());
         let write = self.store.write_then(
             move |tx| {
@@ -137,8 +144,7 @@ impl Sandboxes {
     }
 }
 
-fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>) -> Sandbox {
-    let now = now_micros();
+fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now: i64) -> Sandbox {
     let mut life = Lifecycle::new();
     if runner.is_some() {
         life.fact(Fact::Placed);

@@ -15,15 +15,17 @@ use super::order::Orders;
 use super::routes::Routes;
 use super::{Sandbox, lifecycle::Desired};
 use crate::auth::secret::ServerSecret;
+use crate::clock::Clock;
 use crate::fleet::{Fleet, Mode, RunnerView};
 use crate::job::{Job, JobType};
 use crate::refusal::{denied, unknown_job, unknown_sandbox};
 use crate::relay::Route;
-use crate::store::{Store, jobs, now_micros, runners, sandboxes};
+use crate::store::{Store, jobs, runners, sandboxes};
 
 /// The parts that a sandbox touches.
 pub(crate) struct Sandboxes {
     pub(crate) store: Arc<Store>,
+    pub(crate) clock: Arc<Clock>,
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) secret: Arc<ServerSecret>,
     pub(crate) orders: Orders,
@@ -104,11 +106,12 @@ impl Sandboxes {
             return Err(Error::new(Code::FailedPrecondition, "no_lease", message));
         }
         let id = sandbox.id.clone();
+        let clock = self.clock.clone();
         let renewed = self.store.write(move |tx| {
-            let id = id.clone();
+            let (id, now) = (id.clone(), clock.now());
             Box::pin(async move {
                 let Some(mut sandbox) = sandboxes::get(tx, &id).await? else { return Ok(None) };
-                sandbox.lease_until = Some(super::create::after(now_micros(), sandbox.spec.lease_secs));
+                sandbox.lease_until = Some(super::create::after(now, sandbox.spec.lease_secs));
                 sandboxes::update(tx, &sandbox).await?;
                 Ok(Some(sandbox))
             })
@@ -137,7 +140,7 @@ impl Sandboxes {
             // Its runner tells when it has stopped; until then it is not silent.
             return Ok(());
         }
-        if self.agents.heard(id, report) {
+        if self.agents.heard(id, report, self.clock.now()) {
             self.change(id, Cause::AgentHeard(generation)).await?;
         }
         Ok(())
@@ -199,14 +202,14 @@ impl Sandboxes {
     }
 
     pub(super) async fn change(&self, id: &SandboxId, cause: Cause) -> Result<Sandbox, Error> {
-        let wanted = id.clone();
+        let (wanted, clock) = (id.clone(), self.clock.clone());
         let after = self.follow_up();
         let applied = self.store.write_then(
             move |tx| {
-                let (id, cause) = (wanted.clone(), cause.clone());
+                let (id, cause, now) = (wanted.clone(), cause.clone(), clock.now());
                 Box::pin(async move {
                     match sandboxes::get(&mut *tx, &id).await? {
-                        Some(sandbox) => apply(tx, sandbox, cause).await.map(Some),
+                        Some(sandbox) => apply(tx, sandbox, cause, now).await.map(Some),
                         None => Ok(None),
                     }
                 })

@@ -3,9 +3,9 @@
 use dispense_api::id::{JobId, RunnerId, SandboxId};
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
-use sqlx::{AnyPool, QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row};
 
-use super::{StoreError, json};
+use super::{Readers, StoreError, json};
 use crate::job::{Attempt, Job, JobStatus, JobType};
 
 const SELECT: &str = "SELECT id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, started_at, finished_at FROM job ";
@@ -59,10 +59,17 @@ pub(crate) async fn tried(
 }
 
 /// Sandboxes with an open job whose time is over.
-pub(crate) async fn overdue(readers: &AnyPool, now: i64) -> Result<Vec<(SandboxId, JobId)>, StoreError> {
+pub(crate) async fn overdue(readers: &Readers, now: i64) -> Result<Vec<(SandboxId, JobId)>, StoreError> {
     let sql = format!("{SELECT} WHERE finished_at IS NULL AND deadline_at <= $1 ORDER BY deadline_at LIMIT 1000");
-    let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(now).fetch_all(readers).await?;
+    let rows = readers.all(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(now)).await?;
     rows.iter().map(|row| job(row).map(|job| (job.sandbox, job.id))).collect()
+}
+
+/// The clock has jumped: open jobs have the time that they had.
+pub(crate) async fn move_deadlines(tx: &mut AnyConnection, jump: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE job SET deadline_at = deadline_at + $1 WHERE finished_at IS NULL";
+    sqlx::query(sql).bind(jump).execute(tx).await?;
+    Ok(())
 }
 
 /// Closes a job that is still open: completed, or failed with `error`.
@@ -80,15 +87,15 @@ pub(crate) async fn finish(
 }
 
 /// One job.
-pub(crate) async fn find(readers: &AnyPool, id: &JobId) -> Result<Option<Job>, StoreError> {
+pub(crate) async fn find(readers: &Readers, id: &JobId) -> Result<Option<Job>, StoreError> {
     let sql = format!("{SELECT} WHERE id = $1");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string()).fetch_optional(readers).await?;
+    let row = readers.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id.to_string())).await?;
     row.as_ref().map(job).transpose()
 }
 
 /// A page, newest first.
 pub(crate) async fn list(
-    readers: &AnyPool,
+    readers: &Readers,
     sandbox: Option<&SandboxId>,
     status: Option<JobStatus>,
     before: Option<(i64, String)>,
@@ -106,7 +113,7 @@ pub(crate) async fn list(
         query.push(" OR (created_at = ").push_bind(created_at).push(" AND id < ").push_bind(id).push("))");
     }
     query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-    query.build().fetch_all(readers).await?.iter().map(job).collect()
+    readers.all(query.build()).await?.iter().map(job).collect()
 }
 
 fn job(row: &AnyRow) -> Result<Job, StoreError> {

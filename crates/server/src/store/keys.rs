@@ -1,9 +1,9 @@
 //! Rows of API keys. The keys themselves are nowhere; only their hashes.
 
 use sqlx::AnyConnection;
-use sqlx::{AnyPool, Row};
+use sqlx::Row;
 
-use super::StoreError;
+use super::{Readers, StoreError};
 use crate::auth::{ApiKey, Role};
 
 /// Adds a key.
@@ -24,9 +24,9 @@ pub(crate) async fn insert(tx: &mut AnyConnection, key: &ApiKey) -> Result<(), S
 }
 
 /// Every key.
-pub(crate) async fn all(readers: &AnyPool) -> Result<Vec<ApiKey>, StoreError> {
+pub(crate) async fn all(readers: &Readers) -> Result<Vec<ApiKey>, StoreError> {
     let sql = "SELECT id, name, prefix, hash, role, created_at, expires_at FROM api_key";
-    let rows = sqlx::query(sql).fetch_all(readers).await?;
+    let rows = readers.all(sqlx::query(sql)).await?;
     let key = |row: &sqlx::any::AnyRow| {
         let id: String = row.try_get("id")?;
         let role: String = row.try_get("role")?;

@@ -7,9 +7,9 @@ use dispense_api::id::SandboxId;
 use dispense_api::v1::ProcessLog;
 use prost::Message;
 use sqlx::AnyConnection;
-use sqlx::{AnyPool, Row};
+use sqlx::Row;
 
-use super::StoreError;
+use super::{Readers, StoreError};
 
 /// Logs of one sandbox; the oldest go first.
 const LOGS_MAX: i64 = 64;
@@ -39,9 +39,9 @@ pub(crate) async fn keep(
 }
 
 /// All of a sandbox, in the order of the processes' start.
-pub(crate) async fn of_sandbox(readers: &AnyPool, sandbox: &SandboxId) -> Result<Vec<ProcessLog>, StoreError> {
+pub(crate) async fn of_sandbox(readers: &Readers, sandbox: &SandboxId) -> Result<Vec<ProcessLog>, StoreError> {
     let sql = "SELECT log FROM process_log WHERE sandbox_id = $1 ORDER BY started_at, pid";
-    let rows = sqlx::query(sql).bind(sandbox.to_string()).fetch_all(readers).await?;
+    let rows = readers.all(sqlx::query(sql).bind(sandbox.to_string())).await?;
     let malformed = || StoreError::Row { id: sandbox.to_string(), what: "log" };
     let log = |row: &sqlx::any::AnyRow| {
         let bytes = STANDARD.decode(row.try_get::<String, _>("log")?).map_err(|_| malformed())?;

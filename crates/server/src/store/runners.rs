@@ -2,9 +2,9 @@
 
 use dispense_api::id::RunnerId;
 use sqlx::AnyConnection;
-use sqlx::{AnyPool, Row};
+use sqlx::Row;
 
-use super::{StoreError, json};
+use super::{Readers, StoreError, json};
 use crate::fleet::{Facts, KnownRunner, Mode};
 
 /// Adds a runner that has just joined.
@@ -50,18 +50,18 @@ pub(crate) async fn seen(tx: &mut AnyConnection, id: &RunnerId, at: i64) -> Resu
 }
 
 /// The runner whose credential has this hash.
-pub(crate) async fn by_credential(readers: &AnyPool, hash: &str) -> Result<Option<RunnerId>, StoreError> {
+pub(crate) async fn by_credential(readers: &Readers, hash: &str) -> Result<Option<RunnerId>, StoreError> {
     let sql = "SELECT id FROM runner WHERE credential_hash = $1";
-    let row = sqlx::query(sql).bind(hash.to_owned()).fetch_optional(readers).await?;
+    let row = readers.optional(sqlx::query(sql).bind(hash.to_owned())).await?;
     let Some(row) = row else { return Ok(None) };
     let id: String = row.try_get("id")?;
     id.parse().map(Some).map_err(|_| StoreError::Row { id, what: "id" })
 }
 
 /// Every runner that ever joined.
-pub(crate) async fn all(readers: &AnyPool) -> Result<Vec<KnownRunner>, StoreError> {
+pub(crate) async fn all(readers: &Readers) -> Result<Vec<KnownRunner>, StoreError> {
     let sql = "SELECT id, facts, mode, joined_at, last_seen_at FROM runner";
-    let rows = sqlx::query(sql).fetch_all(readers).await?;
+    let rows = readers.all(sqlx::query(sql)).await?;
     let runner = |row: &sqlx::any::AnyRow| {
         let id: String = row.try_get("id")?;
         let (facts, mode): (String, String) = (row.try_get("facts")?, row.try_get("mode")?);

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use dispense_api::id::{Generation, RunnerId, SandboxId};
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
-use sqlx::{AnyPool, QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row};
 
-use super::{StoreError, json};
+use super::{AnyQuery, Readers, StoreError, json};
 use crate::placement::Room;
 use crate::sandbox::Sandbox;
 use crate::sandbox::lifecycle::{Desired, Lifecycle, State};
@@ -122,19 +122,19 @@ pub(crate) async fn get(tx: &mut AnyConnection, id: &SandboxId) -> Result<Option
 }
 
 /// The sandbox of an id, or the living one of a name; ids win.
-pub(crate) async fn find(readers: &AnyPool, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
+pub(crate) async fn find(readers: &Readers, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
     let clause = if id_or_name.parse::<SandboxId>().is_ok() { "WHERE id = $1" } else { "WHERE live_name = $1" };
-    let row = sqlx::query(sqlx::AssertSqlSafe(select(clause))).bind(id_or_name.to_owned()).fetch_optional(readers);
+    let row = readers.optional(sqlx::query(sqlx::AssertSqlSafe(select(clause))).bind(id_or_name.to_owned()));
     row.await?.as_ref().map(sandbox).transpose()
 }
 
 /// The sandbox of an id, or the one that has a name or had it last.
-pub(crate) async fn find_any(readers: &AnyPool, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
+pub(crate) async fn find_any(readers: &Readers, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
     if let Some(found) = find(readers, id_or_name).await? {
         return Ok(Some(found));
     }
     let sql = select("WHERE name = $1 ORDER BY created_at DESC LIMIT 1");
-    let row = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id_or_name.to_owned()).fetch_optional(readers);
+    let row = readers.optional(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(id_or_name.to_owned()));
     row.await?.as_ref().map(sandbox).transpose()
 }
 
@@ -158,7 +158,7 @@ pub(crate) struct Filter {
 }
 
 /// A page, newest first. Labels are compared here, since the databases disagree on JSON.
-pub(crate) async fn list(readers: &AnyPool, filter: &Filter) -> Result<Vec<Sandbox>, StoreError> {
+pub(crate) async fn list(readers: &Readers, filter: &Filter) -> Result<Vec<Sandbox>, StoreError> {
     /// Rows of one query when labels may drop some of them.
     const BATCH_ROWS: i64 = 1000;
     let mut found = Vec::new();
@@ -189,7 +189,7 @@ pub(crate) async fn list(readers: &AnyPool, filter: &Filter) -> Result<Vec<Sandb
             BATCH_ROWS
         };
         query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(batch);
-        let rows = query.build().fetch_all(readers).await?;
+        let rows = readers.all(query.build()).await?;
         for row in &rows {
             let sandbox = sandbox(row)?;
             before = Some((sandbox.created_at, sandbox.id.to_string()));
@@ -207,41 +207,47 @@ pub(crate) async fn list(readers: &AnyPool, filter: &Filter) -> Result<Vec<Sandb
 }
 
 /// Ids of living sandboxes whose time or lease has passed and whose deletion has not begun.
-pub(crate) async fn expired(readers: &AnyPool, now: i64) -> Result<Vec<SandboxId>, StoreError> {
+pub(crate) async fn expired(readers: &Readers, now: i64) -> Result<Vec<SandboxId>, StoreError> {
     let sql = "SELECT id FROM sandbox WHERE desired <> 'deleted' AND (expires_at <= $1 OR lease_until <= $1)";
     ids(readers, sqlx::query(sql).bind(now)).await
 }
 
 /// Running ones that are stopped when nobody uses them, each with the microseconds that it may be idle.
-pub(crate) async fn auto_stopped(readers: &AnyPool) -> Result<Vec<(SandboxId, i64)>, StoreError> {
+pub(crate) async fn auto_stopped(readers: &Readers) -> Result<Vec<(SandboxId, i64)>, StoreError> {
     let sql = "SELECT id, auto_stop FROM sandbox WHERE auto_stop > 0 AND observed = 'running' AND desired = 'running'";
-    let rows = sqlx::query(sql).fetch_all(readers).await?;
+    let rows = readers.all(sqlx::query(sql)).await?;
     rows.iter().map(|row| Ok((id(row, "id")?, row.try_get("auto_stop")?))).collect()
 }
 
 /// Ids of those that a draining runner still runs.
-pub(crate) async fn to_drain(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+pub(crate) async fn to_drain(readers: &Readers) -> Result<Vec<SandboxId>, StoreError> {
     let sql = "SELECT sandbox.id FROM sandbox JOIN runner ON runner.id = sandbox.runner_id \
                WHERE runner.mode = 'draining' AND sandbox.desired = 'running' \
                AND sandbox.observed IN ('starting', 'running')";
     ids(readers, sqlx::query(sql)).await
 }
 
+/// The clock has jumped: TTLs and leases have the time that they had.
+pub(crate) async fn move_deadlines(tx: &mut AnyConnection, jump: i64) -> Result<(), StoreError> {
+    let sql = "UPDATE sandbox SET expires_at = expires_at + $1, lease_until = lease_until + $1 \
+               WHERE expires_at IS NOT NULL OR lease_until IS NOT NULL";
+    sqlx::query(sql).bind(jump).execute(tx).await?;
+    Ok(())
+}
+
 /// Ids of living sandboxes that have a lease.
-pub(crate) async fn leased(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+pub(crate) async fn leased(readers: &Readers) -> Result<Vec<SandboxId>, StoreError> {
     let sql = "SELECT id FROM sandbox WHERE desired <> 'deleted' AND lease_until IS NOT NULL";
     ids(readers, sqlx::query(sql)).await
 }
 
 /// Ids of those that wait for a runner, oldest first.
-pub(crate) async fn pending(readers: &AnyPool) -> Result<Vec<SandboxId>, StoreError> {
+pub(crate) async fn pending(readers: &Readers) -> Result<Vec<SandboxId>, StoreError> {
     ids(readers, sqlx::query("SELECT id FROM sandbox WHERE observed = 'pending' ORDER BY created_at, id")).await
 }
 
-type AnyQuery<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
-
-async fn ids(readers: &AnyPool, query: AnyQuery<'_>) -> Result<Vec<SandboxId>, StoreError> {
-    query.fetch_all(readers).await?.iter().map(|row| id(row, "id")).collect()
+async fn ids(readers: &Readers, query: AnyQuery<'_>) -> Result<Vec<SandboxId>, StoreError> {
+    readers.all(query).await?.iter().map(|row| id(row, "id")).collect()
 }
 
 /// Removes rows that were deleted before `before` and of which nothing is left anywhere.
@@ -257,10 +263,10 @@ pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, St
 }
 
 /// What each runner has promised to sandboxes.
-pub(crate) async fn used(readers: &AnyPool) -> Result<BTreeMap<RunnerId, Room>, StoreError> {
+pub(crate) async fn used(readers: &Readers) -> Result<BTreeMap<RunnerId, Room>, StoreError> {
     let sql = "SELECT id, runner_id, spec FROM sandbox WHERE observed <> 'deleted' AND runner_id IS NOT NULL";
     let mut used: BTreeMap<RunnerId, Room> = BTreeMap::new();
-    for row in sqlx::query(sql).fetch_all(readers).await? {
+    for row in readers.all(sqlx::query(sql)).await? {
         let runner: String = row.try_get("runner_id")?;
         let runner = runner.parse().map_err(|_| malformed(&row, "runner_id"))?;
         let spec = decode(&row, "spec")?;

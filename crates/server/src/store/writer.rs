@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::StoreError;
+use super::{StoreError, StoreMode, in_place};
 
 /// Changes that wait; past it callers wait before they queue.
 const QUEUE_CHANGES: usize = 1024;
@@ -70,9 +70,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: AnyConnection) -> Self {
+    pub(super) fn start(connection: AnyConnection, mode: StoreMode) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHANGES);
-        let task = tokio::spawn(run(connection, receiver));
+        let task = tokio::spawn(run(connection, receiver, mode));
         Self { queue: Mutex::new(Some(queue)), task: Mutex::new(Some(task)) }
     }
 
@@ -98,16 +98,20 @@ impl Writer {
     }
 }
 
-async fn run(mut connection: AnyConnection, mut queue: mpsc::Receiver<Box<dyn Change>>) {
+async fn run(mut connection: AnyConnection, mut queue: mpsc::Receiver<Box<dyn Change>>, mode: StoreMode) {
+    let held = mode.is_held();
     let mut batch = Vec::with_capacity(BATCH_CHANGES);
     while queue.recv_many(&mut batch, BATCH_CHANGES).await > 0 {
-        match commit(&mut connection, &mut batch).await {
+        if let StoreMode::Held { pause } = &mode {
+            tokio::time::sleep(pause()).await;
+        }
+        match in_place(held, commit(&mut connection, &mut batch)).await {
             Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
             Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
             // One of them is at fault: each runs alone.
             Err(_) => {
                 for change in &mut batch {
-                    let result = commit(&mut connection, std::slice::from_mut(change)).await;
+                    let result = in_place(held, commit(&mut connection, std::slice::from_mut(change))).await;
                     change.answer(result.err());
                 }
             }

@@ -1,0 +1,72 @@
+//! Bugs that the simulation must find: a checker that finds nothing is not yet a checker. They exist only with
+//! the feature `planted`, which nothing but the simulation asks for, and only where they are switched on.
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bug {
+    /// What a runner says of an older placement is believed.
+    SkipFencing,
+    /// A runner is told before the row is on the disk.
+    ActBeforePersisting,
+    /// A TTL is a timer in memory and not a sweep over rows.
+    ReapByTimer,
+}
+
+#[cfg(feature = "planted")]
+mod switched {
+    use std::cell::{Cell, RefCell};
+    use std::collections::HashSet;
+
+    use super::Bug;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+        static ARMED: RefCell<HashSet<String>> = RefCell::default();
+    }
+
+    /// Switches a bug on for this thread.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+    }
+
+    /// Whether a bug is switched on.
+    pub(crate) fn has(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+
+    /// A server begins: the timers of the last one are gone.
+    pub(crate) fn disarm() {
+        ARMED.take();
+    }
+
+    /// The timer of a sandbox is set.
+    pub(crate) fn arm(sandbox: &str) {
+        ARMED.with_borrow_mut(|armed| armed.insert(sandbox.to_owned()));
+    }
+
+    /// Whether the timer of a sandbox was set by this server.
+    pub(crate) fn is_armed(sandbox: &str) -> bool {
+        ARMED.with_borrow(|armed| armed.contains(sandbox))
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+mod switched {
+    use super::Bug;
+
+    pub(crate) const fn has(_: Bug) -> bool {
+        false
+    }
+
+    pub(crate) const fn disarm() {}
+
+    pub(crate) const fn arm(_: &str) {}
+
+    pub(crate) const fn is_armed(_: &str) -> bool {
+        true
+    }
+}
+
+#[cfg(feature = "planted")]
+pub use switched::plant;
+pub(crate) use switched::{arm, disarm, has, is_armed};

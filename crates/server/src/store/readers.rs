@@ -1,0 +1,43 @@
+//! Queries that change nothing.
+
+use sqlx::any::AnyRow;
+use sqlx::{AnyConnection, AnyPool};
+use tokio::sync::Mutex;
+
+use super::{StoreError, in_place};
+
+/// A query with its values.
+pub(crate) type AnyQuery<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
+
+/// The connections that read.
+pub(crate) enum Readers {
+    Pool(AnyPool),
+    /// For which the thread waits.
+    One(Mutex<AnyConnection>),
+}
+
+impl Readers {
+    /// Every row.
+    pub(super) async fn all(&self, query: AnyQuery<'_>) -> Result<Vec<AnyRow>, StoreError> {
+        let rows = match self {
+            Self::Pool(pool) => query.fetch_all(pool).await,
+            Self::One(connection) => in_place(true, query.fetch_all(&mut *connection.lock().await)).await,
+        };
+        Ok(rows?)
+    }
+
+    /// The first row, if there is one.
+    pub(super) async fn optional(&self, query: AnyQuery<'_>) -> Result<Option<AnyRow>, StoreError> {
+        let row = match self {
+            Self::Pool(pool) => query.fetch_optional(pool).await,
+            Self::One(connection) => in_place(true, query.fetch_optional(&mut *connection.lock().await)).await,
+        };
+        Ok(row?)
+    }
+
+    pub(super) async fn close(&self) {
+        if let Self::Pool(pool) = self {
+            pool.close().await;
+        }
+    }
+}
