@@ -95,10 +95,10 @@ impl Owner {
                 self.report(BoxState::Gone, Generation::default(), None);
                 return;
             }
-            if let (Some(order), Observed::Absent) = (&order, self.observed)
+            if let (Some(order), Observed::Absent | Observed::Stopped(_)) = (&order, self.observed)
                 && order.wanted == Wanted::Stopped
             {
-                // Stopped before it was made.
+                // It was to be stopped before it was made, or before it was started.
                 self.report(BoxState::Stopped, order.generation, None);
             }
             let watched = match self.observed {

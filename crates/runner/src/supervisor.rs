@@ -92,6 +92,7 @@ impl Supervisor {
 
     /// Takes an order. One of an older generation than the newest is ignored.
     pub(crate) fn order(&self, sandbox: &SandboxId, order: Order) {
+        tracing::debug!(%sandbox, wanted = ?order.wanted, generation = %order.generation, "order");
         let owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(handle) = owners.get(sandbox) {
             let mut alive = !handle.orders.is_closed();

@@ -19,6 +19,7 @@ use crate::store::{StoreError, jobs, sandboxes};
 impl Sandboxes {
     /// A runner reported a box.
     pub(crate) async fn box_reported(&self, runner: &RunnerId, report: BoxReport) -> Result<(), Error> {
+        tracing::debug!(%runner, sandbox = %report.sandbox, generation = %report.generation, fact = ?report.fact, "box");
         let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? else {
             if report.fact != BoxFact::Gone {
                 // It is kept: a server with an old copy of its database must not destroy what it has forgotten.
@@ -101,6 +102,9 @@ impl Sandboxes {
         boxes: Vec<BoxReport>,
         handle: LinkHandle,
     ) -> Result<(u64, Vec<ServerMessage>), Error> {
+        for report in &boxes {
+            tracing::debug!(runner = %known.id, sandbox = %report.sandbox, generation = %report.generation, fact = ?report.fact, "box in hello");
+        }
         let (runner, reports) = (known.id.clone(), boxes.clone());
         let (written, clock) = (self.orders.clone(), self.clock.clone());
         let (fleet, follow_up) = (self.fleet.clone(), self.follow_up());

@@ -221,6 +221,10 @@ impl Sandboxes {
             },
         );
         let applied = applied.await?.ok_or_else(|| unknown_sandbox(id.as_str()))?;
+        if let Ok(applied) = &applied {
+            let life = &applied.sandbox.life;
+            tracing::debug!(sandbox = %id, from = ?applied.before, to = ?life.observed, desired = ?life.desired, "sandbox");
+        }
         applied.map(|applied| applied.sandbox).map_err(|(name, why)| denied(id, &name, why))
     }
 
@@ -232,7 +236,9 @@ impl Sandboxes {
         move |applied| {
             let sandbox = &applied.sandbox;
             routes.follow(sandbox);
-            if applied.order
+            // One that was forgotten while its runner came back is removed there.
+            let forgotten = sandbox.life.observed == State::Deleted && !sandbox.box_gone;
+            if (applied.order || forgotten)
                 && let Some(runner) = &sandbox.runner
             {
                 fleet.send(runner, orders.of(sandbox));

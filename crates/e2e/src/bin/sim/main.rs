@@ -84,7 +84,10 @@ fn main() -> ExitCode {
     match &args.child {
         Some(bug) => {
             let bug = BUGS.iter().find(|(name, _)| name == bug).and_then(|(_, bug)| *bug);
-            let outcome = simulate(args.from, bug, args.verbose);
+            let (seed, verbose) = (args.from, args.verbose);
+            // A thread's hash maps take their keys at the first use, so it must not have used one before its seed.
+            let world = std::thread::spawn(move || simulate(seed, bug, verbose));
+            let Ok(outcome) = world.join() else { return ExitCode::FAILURE };
             println!("{}", serde_json::to_string(&outcome).expect("plain data"));
             ExitCode::SUCCESS
         }
