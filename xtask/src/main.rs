@@ -35,6 +35,16 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Simulates: real server, runners and client, with crashes and partitions that the seeds decide
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
+    /// Kills and stops real processes under load
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// The rules of the house that a program can check
     Tidy,
     /// Generates the Rust types of `proto/` into `crates/api/src/generated`
@@ -58,6 +68,11 @@ fn main() -> Result<()> {
         Task::Check => check(),
         Task::Test { words } => test(&words),
         Task::Bench { what, words } => bench(what, &words),
+        Task::Sim { words } => tool("sim", &words),
+        Task::Chaos { words } => {
+            cargo(["build", "--package", "dispense-cli"]).run()?;
+            tool("chaos", &words)
+        }
         Task::Tidy => tidy::run(root()),
         Task::Codegen { check } => codegen::run(root(), check),
         Task::Dist => dist::run(root()),
@@ -102,6 +117,11 @@ fn bench(what: Bench, words: &[String]) -> Result<()> {
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-peers", "--"]).args(words).run()
         }
     }
+}
+
+/// A program of the end-to-end crate.
+fn tool(name: &'static str, words: &[String]) -> Result<()> {
+    cargo(["run", "--quiet", "--package", "dispense-e2e", "--bin", name, "--"]).args(words).run()
 }
 
 /// Where cargo puts release builds.

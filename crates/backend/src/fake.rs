@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+pub use agent::count_byte;
 use async_trait::async_trait;
 use dispense_api::error::reason;
 use dispense_api::id::{Generation, SandboxId};
 use dispense_api::v1;
-pub use agent::count_byte;
 use tokio::sync::watch;
 
 use crate::{Backend, BackendError, BoxExit, BoxReport, BoxSpec, BoxState, ByteStream, Capabilities, Network};

@@ -104,7 +104,8 @@ impl Client {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        let channel = dial::connect(&endpoint, dialler.as_ref()).await.map_err(|error| error::unreachable(url, &error))?;
+        let channel =
+            dial::connect(&endpoint, dialler.as_ref()).await.map_err(|error| error::unreachable(url, &error))?;
         Ok(Self { channel, key: ApiKey(key), resume_for: RESUME_FOR_DEFAULT })
     }
 

@@ -66,7 +66,10 @@ fn binary() -> &'static Path {
     static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
     let (_, path) = COPY.get_or_init(|| {
         let test = std::env::current_exe().expect("a test knows its own path");
-        let built = test.parent().and_then(Path::parent).expect("tests stand in deps/").join("dispense");
+        // Tests stand in `deps/` beside it, other programs where it is.
+        let folders = [test.parent().and_then(Path::parent), test.parent()];
+        let places = folders.into_iter().flatten().map(|folder| folder.join("dispense"));
+        let built = places.clone().find(|path| path.exists()).or(places.last()).expect("a program has a directory");
         assert!(built.exists(), "{} is missing: run `cargo xtask test`, which builds it", built.display());
         let folder = tempfile::Builder::new().prefix("dispense-bin-").tempdir().expect("a temporary directory");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");

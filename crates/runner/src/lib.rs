@@ -93,7 +93,15 @@ pub async fn run_over(
     let reports = Arc::new(Reports::default());
     let logs = Arc::new(Logs::default());
     let supervisor = Supervisor::start(backend.clone(), reports.clone(), logs.clone()).await?;
-    let link = link::Link { config, dialler, identity, backend: backend.clone(), reports, logs, supervisor: supervisor.clone() };
+    let link = link::Link {
+        config,
+        dialler,
+        identity,
+        backend: backend.clone(),
+        reports,
+        logs,
+        supervisor: supervisor.clone(),
+    };
     let result = link.run(&shutdown).await;
     supervisor.stop().await;
     backend.close().await;

@@ -1,8 +1,8 @@
 //! API keys: `dsp_` and 40 hex digits, stored hashed, looked up in memory.
 
-use std::time::SystemTime;
 use std::collections::HashMap;
 use std::sync::RwLock;
+use std::time::SystemTime;
 
 use dispense_api::error::{Code, Error};
 use http::HeaderMap;

@@ -71,12 +71,8 @@ impl Listener for TcpListener {
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 /// Accepts connections until `shutdown`, then lets each finish the requests it has begun.
-pub(crate) async fn serve<L, S, F, B>(
-    mut listener: L,
-    service: S,
-    tasks: TaskTracker,
-    shutdown: CancellationToken,
-) where
+pub(crate) async fn serve<L, S, F, B>(mut listener: L, service: S, tasks: TaskTracker, shutdown: CancellationToken)
+where
     L: Listener,
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,

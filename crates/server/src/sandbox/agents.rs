@@ -8,7 +8,6 @@ use dispense_api::id::{Generation, SandboxId};
 use dispense_api::runner::AgentReport;
 use tokio::time::Instant;
 
-
 /// Between an agent's reports.
 pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 /// Reports that may be missing before the sandbox counts as lost.

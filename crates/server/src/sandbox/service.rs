@@ -63,7 +63,9 @@ impl Sandboxes {
     /// Wants it gone. With `force` a sandbox whose runner is away is forgotten; its box is removed when the
     /// runner is back.
     pub(crate) async fn delete(&self, id_or_name: &str, force: bool) -> Result<Sandbox, Error> {
-        let sandbox = self.get(id_or_name).await?;
+        // A repeated delete finds the one that had the name last.
+        let found = sandboxes::find_any(self.store.readers(), id_or_name).await?;
+        let sandbox = found.ok_or_else(|| unknown_sandbox(id_or_name))?;
         let away = sandbox.runner.as_ref().is_some_and(|runner| !self.fleet.is_connected(runner));
         self.change(&sandbox.id, Cause::Request(Request::Delete { forget: force && away }, JobType::Delete)).await
     }

@@ -69,7 +69,10 @@ fn boxes(world: &World, journal: &Journal, wrong: &mut Vec<String>) {
             let state = row.state();
             let stays = !matches!(state, SandboxState::Deleted | SandboxState::Deleting | SandboxState::Pending);
             if !stays || row.generation != generation.0 {
-                wrong.push(format!("{id} is {state:?} with generation {} and has a box of generation {generation} on {runner}", row.generation));
+                wrong.push(format!(
+                    "{id} is {state:?} with generation {} and has a box of generation {generation} on {runner}",
+                    row.generation
+                ));
             }
             if runs && state != SandboxState::Running {
                 wrong.push(format!("{id} is {state:?} and its box on {runner} runs: {}", row.reason));
@@ -81,7 +84,9 @@ fn boxes(world: &World, journal: &Journal, wrong: &mut Vec<String>) {
     }
     for (id, row) in &journal.seen {
         match row.state() {
-            SandboxState::Running if !running.contains(id) => wrong.push(format!("{id} is running and has no box that runs")),
+            SandboxState::Running if !running.contains(id) => {
+                wrong.push(format!("{id} is running and has no box that runs"))
+            }
             SandboxState::Running | SandboxState::Stopped | SandboxState::Failed | SandboxState::Deleted => {}
             SandboxState::Pending if has_no_room(world, row) => {}
             state => wrong.push(format!("{id} is stuck: {state:?} ({})", row.reason)),

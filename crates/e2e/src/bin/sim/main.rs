@@ -19,9 +19,8 @@ use clap::Parser;
 use dispense_server::planted::{Bug, plant};
 
 use workload::{Journal, Shared, lock};
-use world::{CLIENT, World};
+use world::{CLIENT, RUNNERS, World};
 
-const RUNNERS: usize = 3;
 /// While things go wrong.
 const TROUBLE: Duration = Duration::from_secs(100);
 /// Afterwards everything settles within this: above the longest reconnect delay, the stall of a backend, and the
@@ -237,7 +236,13 @@ fn simulate(seed: u64, bug: Option<Bug>, verbose: bool) -> Outcome {
     outcome(seed, violations, &journal, fingerprint, faults)
 }
 
-fn outcome(seed: u64, mut violations: Vec<String>, journal: &Journal, mut hash: DefaultHasher, faults: usize) -> Outcome {
+fn outcome(
+    seed: u64,
+    mut violations: Vec<String>,
+    journal: &Journal,
+    mut hash: DefaultHasher,
+    faults: usize,
+) -> Outcome {
     for (id, row) in &journal.seen {
         (id, row.revision, row.state, &row.reason).hash(&mut hash);
     }

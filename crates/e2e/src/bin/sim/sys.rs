@@ -27,7 +27,11 @@ fn next(state: u64) -> (u64, u64) {
 /// # Safety
 /// `buffer` has room for `len` bytes.
 #[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn getrandom(buffer: *mut libc::c_void, len: libc::size_t, flags: libc::c_uint) -> libc::ssize_t {
+pub(crate) unsafe extern "C" fn getrandom(
+    buffer: *mut libc::c_void,
+    len: libc::size_t,
+    flags: libc::c_uint,
+) -> libc::ssize_t {
     let seeded = STATE.try_with(Cell::get).ok().flatten();
     let Some(mut state) = seeded else {
         // SAFETY: the caller's promise, passed on.

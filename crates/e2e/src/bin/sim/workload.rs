@@ -64,16 +64,27 @@ pub(crate) async fn work(credentials: Arc<Mutex<Option<Credentials>>>, journal: 
             let mine: Vec<String> = lock(&journal).created.keys().cloned().collect();
             let existing = chance.pick(&mine).cloned();
             let what = match (chance.between(0, 100), existing) {
-                (0..40, _) | (_, None) => What::Create(chance.between(0, 5) == 0),
-                (40..62, Some(id)) => What::Run(id, chance.between(0, 60_000)),
-                (62..70, Some(id)) => What::Stop(id),
-                (70..78, Some(id)) => What::Start(id),
+                (0..40, _) | (_, None) => {
+                    What::Create { ttl: chance.between(0, 5) == 0, auto_stop: chance.between(0, 8) == 0 }
+                }
+                (40..43, _) => What::Drain(format!("runner-{}", chance.between(1, 4)), chance.between(0, 2) == 0),
+                (43..47, _) => What::Uncordon(format!("runner-{}", chance.between(1, 4))),
+                (47..64, Some(id)) => What::Run(id, chance.between(0, 60_000)),
+                (64..71, Some(id)) => What::Stop(id),
+                (71..78, Some(id)) => What::Start(id),
                 (_, Some(id)) => What::Delete(id, chance.between(0, 4) == 0),
             };
             lock(&journal).open.insert(number, format!("{what:?}"));
             what.carry_out(&client, &journal).await;
             lock(&journal).open.remove(&number);
         });
+    }
+    // Runners that stay closed would keep sandboxes waiting.
+    for runner in 1..=world::RUNNERS {
+        let name = format!("runner-{runner}");
+        while !matches!(tokio::time::timeout(CALL_TIMEOUT, client.uncordon_runner(&name)).await, Ok(Ok(_))) {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
     std::future::pending().await
 }
@@ -84,8 +95,13 @@ pub(crate) fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journa
 
 #[derive(Debug)]
 enum What {
-    /// With a TTL.
-    Create(bool),
+    Create {
+        ttl: bool,
+        auto_stop: bool,
+    },
+    /// Drained, or only cordoned.
+    Drain(String, bool),
+    Uncordon(String),
     Run(String, u64),
     Stop(String),
     Start(String),
@@ -97,12 +113,22 @@ impl What {
     /// Errors are the weather here; only what was promised counts.
     async fn carry_out(self, client: &Client, journal: &Shared) {
         match self {
-            Self::Create(ttl) => {
-                let spec = v1::SandboxSpec { ttl_secs: if ttl { TTL_SECS } else { 0 }, ..Default::default() };
+            Self::Create { ttl, auto_stop } => {
+                let (ttl_secs, auto_stop_mins) = (if ttl { TTL_SECS } else { 0 }, u32::from(auto_stop));
+                let spec = v1::SandboxSpec { ttl_secs, auto_stop_mins, ..Default::default() };
                 let request = v1::CreateSandboxRequest { spec: Some(spec), ..Default::default() };
                 if let Ok(Ok(sandbox)) = tokio::time::timeout(CALL_TIMEOUT, client.create(request)).await {
                     lock(journal).created.insert(sandbox.id, ttl);
                 }
+            }
+            Self::Drain(name, true) => {
+                let _ = tokio::time::timeout(CALL_TIMEOUT, client.drain_runner(&name)).await;
+            }
+            Self::Drain(name, false) => {
+                let _ = tokio::time::timeout(CALL_TIMEOUT, client.cordon_runner(&name)).await;
+            }
+            Self::Uncordon(name) => {
+                let _ = tokio::time::timeout(CALL_TIMEOUT, client.uncordon_runner(&name)).await;
             }
             Self::Run(id, bytes) => run(client, journal, &id, bytes).await,
             Self::Stop(id) => {

@@ -18,6 +18,7 @@ use crate::chance::Chance;
 
 pub(crate) const SERVER: &str = "server";
 pub(crate) const CLIENT: &str = "client";
+pub(crate) const RUNNERS: usize = 3;
 const PUBLIC_PORT: u16 = 8080;
 const RUNNER_PORT: u16 = 50051;
 /// Logical time passes in steps of this; a hop of the network takes at least one.
@@ -96,18 +97,10 @@ async fn serve(
     let port = |port| async move { TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.map(SimulatedPort) };
     let (public, runners) = (port(PUBLIC_PORT).await?, port(RUNNER_PORT).await?);
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let config = ServerConfig {
-        data_dir,
-        address,
-        runner_address: address,
-        embedded: false,
-        log_tail_bytes: 1024,
-    };
+    let config = ServerConfig { data_dir, address, runner_address: address, embedded: false, log_tail_bytes: 1024 };
     let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, DISK_MAX_MS));
     let surroundings = Surroundings {
-        wall_clock: Arc::new(|| {
-            SystemTime::UNIX_EPOCH + turmoil::since_epoch().unwrap_or_default()
-        }),
+        wall_clock: Arc::new(|| SystemTime::UNIX_EPOCH + turmoil::since_epoch().unwrap_or_default()),
         store: StoreMode::Held { pause: Arc::new(pause) },
     };
     let server = Server::start_in(config, public, runners, surroundings).await?;
