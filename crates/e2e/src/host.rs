@@ -68,8 +68,12 @@ fn binary() -> &'static Path {
         let test = std::env::current_exe().expect("a test knows its own path");
         // Tests stand in `deps/` beside it, other programs where it is.
         let folders = [test.parent().and_then(Path::parent), test.parent()];
-        let places = folders.into_iter().flatten().map(|folder| folder.join("dispense"));
-        let built = places.clone().find(|path| path.exists()).or(places.last()).expect("a program has a directory");
+        let mut places = folders.into_iter().flatten().map(|folder| folder.join("dispense"));
+        let built = places
+            .clone()
+            .find(|path| path.exists())
+            .or_else(|| places.next_back())
+            .expect("a program has a directory");
         assert!(built.exists(), "{} is missing: run `cargo xtask test`, which builds it", built.display());
         let folder = tempfile::Builder::new().prefix("dispense-bin-").tempdir().expect("a temporary directory");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");
@@ -272,6 +276,19 @@ impl Drop for Up<'_> {
             let _ = child.wait();
         }
     }
+}
+
+/// The first processes of all boxes whose files are below a directory.
+pub fn agents_below(dir: &Path) -> Vec<u32> {
+    let dir = dir.display().to_string();
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_ours = |pid: &u32| {
+        let name = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        name.starts_with(b"dispense-agent") && mounts.contains(&dir)
+    };
+    pids.filter(is_ours).collect()
 }
 
 /// Sends SIGTERM to a process that the test started.

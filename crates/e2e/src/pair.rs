@@ -128,9 +128,14 @@ impl Pair {
         &self.key
     }
 
-    /// The data directory of the runner's host.
+    /// The runner's host.
     pub fn runner_host(&self) -> &Host {
         &self.runner_host
+    }
+
+    /// The server's host.
+    pub fn server_host(&self) -> &Host {
+        &self.server_host
     }
 
     /// The server's process.

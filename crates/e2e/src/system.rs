@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
 use dispense_runner::{Capacity, RunnerConfig, RunnerError};
-use dispense_server::{Server, ServerConfig};
+use dispense_server::{Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -21,30 +22,55 @@ pub struct System {
     /// With the administrator's key.
     pub client: Client,
     server: Option<Server>,
-    runner: Option<(JoinHandle<Result<(), RunnerError>>, CancellationToken)>,
+    runner: Option<FakeRunner>,
     folder: TempDir,
     address: SocketAddr,
     runner_address: SocketAddr,
     key: String,
+    clock: WallClock,
 }
 
-async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: SocketAddr) -> Server {
+async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: SocketAddr, clock: WallClock) -> Server {
     let config = ServerConfig {
         data_dir: data_dir.to_owned(),
         address,
         runner_address,
         embedded: false,
-        log_tail_bytes: 64 << 10,
+        log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
     };
-    Server::start(config).await.expect("a server on free ports")
+    let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };
+    let (public, runners) = (listen(address).await, listen(runner_address).await);
+    let surroundings = Surroundings { wall_clock: clock, ..Surroundings::default() };
+    Server::start_in(config, public, runners, surroundings).await.expect("a server on free ports")
+}
+
+/// A runner on a fake machine of its own.
+pub struct FakeRunner {
+    /// Its boxes, and what goes wrong with them.
+    pub machine: Arc<FakeMachine>,
+    task: JoinHandle<Result<(), RunnerError>>,
+    shutdown: CancellationToken,
+}
+
+impl FakeRunner {
+    /// Ends it; its boxes live on.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.expect("no panic").expect("it ends well");
+    }
 }
 
 impl System {
     /// Starts server and runner and waits until they know each other.
     pub async fn start() -> Self {
+        Self::start_with_clock(Arc::new(SystemTime::now)).await
+    }
+
+    /// The same, with another clock than this machine's.
+    pub async fn start_with_clock(clock: WallClock) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = start_server(&folder.path().join("data"), any, any).await;
+        let server = start_server(&folder.path().join("data"), any, any, clock.clone()).await;
         let (address, runner_address, key) = (server.address(), server.runner_address(), server.admin_key().to_owned());
         let client = Client::connect(&format!("http://{address}"), &key).await.expect("the server answers");
         let mut system = Self {
@@ -56,6 +82,7 @@ impl System {
             address,
             runner_address,
             key,
+            clock,
         };
         system.start_runner().await;
         system
@@ -78,12 +105,30 @@ impl System {
 
     /// Starts the runner and waits until it has joined.
     pub async fn start_runner(&mut self) {
+        self.runner = Some(self.join("fake-1", self.machine.clone()));
+        let server = self.server.as_ref().expect("the server runs");
+        tokio::time::timeout(Duration::from_secs(10), server.runner_connected()).await.expect("the runner joins");
+    }
+
+    /// Starts one more runner and waits until it has joined.
+    pub async fn add_runner(&mut self, name: &str) -> FakeRunner {
+        let runner = self.join(name, Arc::default());
+        let joined = async {
+            while self.client.runner(name).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), joined).await.expect("the runner joins");
+        runner
+    }
+
+    fn join(&self, name: &str, machine: Arc<FakeMachine>) -> FakeRunner {
         let server = self.server.as_ref().expect("the server runs");
         let config = RunnerConfig {
             server_url: format!("http://{}", self.runner_address),
             join_token: Some(server.join_token().to_owned()),
-            state_dir: self.folder.path().join("runner"),
-            name: Some("fake-1".to_owned()),
+            state_dir: self.folder.path().join(name),
+            name: Some(name.to_owned()),
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             capacity: Some(Capacity {
                 cpu_millis: 64_000,
@@ -94,24 +139,24 @@ impl System {
             embedded: true,
         };
         let shutdown = CancellationToken::new();
-        let backend = Arc::new(Fake::on(self.machine.clone()));
+        let backend = Arc::new(Fake::on(machine.clone()));
         let task = tokio::spawn(dispense_runner::run(config, backend, shutdown.clone()));
-        self.runner = Some((task, shutdown));
-        tokio::time::timeout(Duration::from_secs(10), server.runner_connected()).await.expect("the runner joins");
+        FakeRunner { machine, task, shutdown }
     }
 
     /// Ends the runner; its boxes live on.
     pub async fn stop_runner(&mut self) {
-        if let Some((task, shutdown)) = self.runner.take() {
-            shutdown.cancel();
-            task.await.expect("no panic").expect("it ends well");
+        if let Some(runner) = self.runner.take() {
+            runner.stop().await;
         }
     }
 
     /// Ends the server and starts it again on the same ports and data.
     pub async fn restart_server(&mut self) {
         self.server.take().expect("the server runs").stop().await;
-        self.server = Some(start_server(&self.folder.path().join("data"), self.address, self.runner_address).await);
+        self.server = Some(
+            start_server(&self.folder.path().join("data"), self.address, self.runner_address, self.clock.clone()).await,
+        );
         let server = self.server.as_ref().expect("just started");
         tokio::time::timeout(Duration::from_secs(30), server.runner_connected()).await.expect("the runner comes back");
         self.client =

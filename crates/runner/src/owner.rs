@@ -31,6 +31,8 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 const STOP_SLACK: Duration = Duration::from_secs(2);
 /// For the last words of the processes of a box that is removed.
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_millis(500);
+/// For a step that is under way when the runner ends.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Before a step that failed is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Before a lost watch is opened again.
@@ -69,6 +71,8 @@ pub(crate) struct Owner {
     pub(crate) shutdown: CancellationToken,
     pub(crate) observed: Observed,
     pub(crate) unenforced: BTreeMap<String, String>,
+    /// Of a box that is [`Observed::Broken`]: what is the matter with it.
+    pub(crate) damage: String,
 }
 
 /// Why the owner stopped watching a running box.
@@ -88,8 +92,16 @@ impl Owner {
                 .as_ref()
                 .map_or(Step::Nothing, |order| plan::next_step(order.wanted, order.generation, self.observed));
             if let (Some(order), true) = (&order, step != Step::Nothing) {
-                self.perform(step, order).await;
-                continue;
+                let shutdown = self.shutdown.clone();
+                let too_long = async {
+                    shutdown.cancelled().await;
+                    tokio::time::sleep(SHUTDOWN_GRACE).await;
+                };
+                tokio::select! {
+                    () = self.perform(step, order) => continue,
+                    // A step that is cut is repaired at the next start, as after a crash.
+                    () = too_long => return,
+                }
             }
             if self.observed == Observed::Absent && order.as_ref().is_some_and(|order| order.wanted == Wanted::Absent) {
                 self.report(BoxState::Gone, Generation::default(), None);
@@ -100,6 +112,10 @@ impl Owner {
             {
                 // It was to be stopped before it was made, or before it was started.
                 self.report(BoxState::Stopped, order.generation, None);
+            }
+            if let (Some(order), Observed::Broken) = (&order, self.observed) {
+                let failure = Failure { reason: "box_damaged", message: self.damage.clone(), out_of_memory: false };
+                self.report(BoxState::Failed, order.generation, Some(failure));
             }
             let watched = match self.observed {
                 Observed::Started(generation) => self.watch(generation).await,

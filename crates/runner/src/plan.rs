@@ -28,6 +28,8 @@ pub(crate) enum Observed {
     Started(Generation),
     /// A step failed; the files may be there.
     Failed(Generation),
+    /// Its record cannot be read: nobody knows whose files these are, so only their owner's word removes them.
+    Broken,
 }
 
 /// The next step.
@@ -44,7 +46,7 @@ impl Observed {
     /// Of the box that is there.
     pub(crate) fn generation(self) -> Option<Generation> {
         match self {
-            Self::Absent => None,
+            Self::Absent | Self::Broken => None,
             Self::Stopped(generation) | Self::Started(generation) | Self::Failed(generation) => Some(generation),
         }
     }
@@ -61,6 +63,7 @@ pub(crate) fn next_step(wanted: Wanted, generation: Generation, observed: Observ
     match (wanted, observed) {
         (Wanted::Absent, Observed::Absent) => Step::Nothing,
         (Wanted::Absent, _) => Step::Destroy,
+        (Wanted::Running | Wanted::Stopped, Observed::Broken) => Step::Nothing,
         _ if older => Step::Destroy,
         (Wanted::Running, Observed::Absent) => Step::Create,
         (Wanted::Running, Observed::Stopped(_)) => Step::Start,

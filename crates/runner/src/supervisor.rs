@@ -82,12 +82,13 @@ impl Supervisor {
             BoxState::Broken(why) => {
                 message.set_state(BoxStateMessage::Failed);
                 message.message = format!("its box on this runner is damaged ({why}): delete the sandbox");
-                Observed::Failed(found.generation)
+                Observed::Broken
             }
         };
         tracing::info!(sandbox = %found.sandbox, generation = %found.generation, state = ?found.state, "found a box");
+        let damage = message.message.clone();
         self.0.reports.put_box(&found.sandbox, message);
-        self.spawn(&found.sandbox, None, observed, found.unenforced_limits);
+        self.spawn(&found.sandbox, None, observed, found.unenforced_limits, damage);
     }
 
     /// Takes an order. One of an older generation than the newest is ignored.
@@ -123,7 +124,7 @@ impl Supervisor {
         drop(owners);
         let unenforced =
             order.spec.as_ref().map(|_| self.0.backend.capabilities().unenforced_limits).unwrap_or_default();
-        self.spawn(sandbox, Some(order), Observed::Absent, unenforced);
+        self.spawn(sandbox, Some(order), Observed::Absent, unenforced, String::new());
     }
 
     fn spawn(
@@ -132,6 +133,7 @@ impl Supervisor {
         order: Option<Order>,
         observed: Observed,
         unenforced: BTreeMap<String, String>,
+        damage: String,
     ) {
         let first = match observed {
             Observed::Started(generation) => Phase::Dialable(generation),
@@ -149,6 +151,7 @@ impl Supervisor {
             shutdown: self.0.shutdown.clone(),
             observed,
             unenforced,
+            damage,
         };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         // Owners that ended are forgotten here, so that the map is no longer than what lives, and one.

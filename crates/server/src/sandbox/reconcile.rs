@@ -131,10 +131,14 @@ impl Sandboxes {
             .map(|change| &change.sandbox.id)
             .collect();
         for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
-            if let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? {
-                orders.push(self.orders.absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
-            } else {
-                tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
+            match sandboxes::find(self.store.readers(), report.sandbox.as_str()).await {
+                Ok(Some(sandbox)) => {
+                    orders.push(self.orders.absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
+                }
+                Ok(None) | Err(StoreError::Row { .. }) => {
+                    tracing::warn!(sandbox = %report.sandbox, "runner has a box that this server does not know: it is kept");
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok((serial, orders))

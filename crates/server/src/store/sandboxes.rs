@@ -142,7 +142,12 @@ pub(crate) async fn find_any(readers: &Readers, id_or_name: &str) -> Result<Opti
 pub(crate) async fn of_runner(tx: &mut AnyConnection, runner: &RunnerId) -> Result<Vec<Sandbox>, StoreError> {
     let sql = select("WHERE runner_id = $1 AND box_gone = 0");
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(runner.to_string()).fetch_all(tx).await?;
-    rows.iter().map(sandbox).collect()
+    Ok(rows.iter().filter_map(|row| readable(sandbox(row))).collect())
+}
+
+/// A row that cannot be read is told and left alone; the others go on.
+fn readable<T>(row: Result<T, StoreError>) -> Option<T> {
+    row.inspect_err(|error| tracing::error!(%error, "damaged row: it is left as it is")).ok()
 }
 
 /// Which ones a caller wants to see.
@@ -191,8 +196,9 @@ pub(crate) async fn list(readers: &Readers, filter: &Filter) -> Result<Vec<Sandb
         query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(batch);
         let rows = readers.all(query.build()).await?;
         for row in &rows {
-            let sandbox = sandbox(row)?;
-            before = Some((sandbox.created_at, sandbox.id.to_string()));
+            // The place of a row that cannot be read is known all the same.
+            before = Some((row.try_get("created_at")?, row.try_get("id")?));
+            let Some(sandbox) = readable(sandbox(row)) else { continue };
             if filter.labels.iter().all(|(key, value)| sandbox.labels.get(key) == Some(value)) {
                 found.push(sandbox);
             }
@@ -247,7 +253,7 @@ pub(crate) async fn pending(readers: &Readers) -> Result<Vec<SandboxId>, StoreEr
 }
 
 async fn ids(readers: &Readers, query: AnyQuery<'_>) -> Result<Vec<SandboxId>, StoreError> {
-    readers.all(query).await?.iter().map(|row| id(row, "id")).collect()
+    Ok(readers.all(query).await?.iter().filter_map(|row| readable(id(row, "id"))).collect())
 }
 
 /// Removes rows that were deleted before `before` and of which nothing is left anywhere.
@@ -268,8 +274,8 @@ pub(crate) async fn used(readers: &Readers) -> Result<BTreeMap<RunnerId, Room>, 
     let mut used: BTreeMap<RunnerId, Room> = BTreeMap::new();
     for row in readers.all(sqlx::query(sql)).await? {
         let runner: String = row.try_get("runner_id")?;
-        let runner = runner.parse().map_err(|_| malformed(&row, "runner_id"))?;
-        let spec = decode(&row, "spec")?;
+        let parsed = runner.parse().map_err(|_| malformed(&row, "runner_id"));
+        let (Some(runner), Some(spec)) = (readable(parsed), readable(decode(&row, "spec"))) else { continue };
         let room = used.entry(runner).or_default();
         *room = room.plus(Room::of(&spec));
     }

@@ -79,9 +79,12 @@ pub(crate) struct Fault {
 
 impl Fault {
     pub(crate) fn choose(dice: &mut Dice, system: &System) -> Self {
-        let kind = Kind::ALL[dice.below(Kind::ALL.len())];
         let agents = system.agents();
         let agent = agents.get(dice.below(agents.len())).copied();
+        let kind = match Kind::ALL[dice.below(Kind::ALL.len())] {
+            Kind::StopAgent if agent.is_none() => Kind::StopRunner,
+            kind => kind,
+        };
         let lasts = match kind {
             Kind::KillServer | Kind::KillRunner => dice.ms(0, DEAD_MAX_MS),
             Kind::StopServer | Kind::StopRunner | Kind::StopAgent => dice.ms(20, STOP_MAX_MS),

@@ -94,10 +94,7 @@ impl System {
 
     /// The first processes of all boxes.
     pub(crate) fn agents(&self) -> Vec<u32> {
-        let dirs: Vec<String> = self.runners.iter().map(|part| part.host.data_dir().display().to_string()).collect();
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| is_agent_below(*pid, &dirs)).collect()
+        self.runners.iter().flat_map(|part| dispense_e2e::host::agents_below(&part.host.data_dir())).collect()
     }
 
     /// Boxes that the runners have on their disks.
@@ -122,14 +119,4 @@ impl System {
         }
         Ok(left)
     }
-}
-
-/// An agent is told by its name and by the directory that its root stands in.
-fn is_agent_below(pid: u32, dirs: &[String]) -> bool {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    if !name.starts_with("dispense-agent") {
-        return false;
-    }
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    dirs.iter().any(|dir| mounts.contains(dir.as_str()))
 }

@@ -89,7 +89,7 @@ fn boxes(world: &World, journal: &Journal, wrong: &mut Vec<String>) {
             }
             SandboxState::Running | SandboxState::Stopped | SandboxState::Failed | SandboxState::Deleted => {}
             SandboxState::Pending if has_no_room(world, row) => {}
-            state => wrong.push(format!("{id} is stuck: {state:?} ({})", row.reason)),
+            state => wrong.push(format!("{id} is stuck: {state:?} ({}) {:?}", row.reason, row.waiting_for)),
         }
     }
 }

@@ -79,14 +79,14 @@ pub(crate) async fn work(credentials: Arc<Mutex<Option<Credentials>>>, journal: 
             lock(&journal).open.remove(&number);
         });
     }
-    // Runners that stay closed would keep sandboxes waiting.
-    for runner in 1..=world::RUNNERS {
-        let name = format!("runner-{runner}");
-        while !matches!(tokio::time::timeout(CALL_TIMEOUT, client.uncordon_runner(&name)).await, Ok(Ok(_))) {
-            tokio::time::sleep(LOOK_INTERVAL).await;
+    // Runners that stay closed would keep sandboxes waiting; a call that closes one may still be under way.
+    loop {
+        for runner in 1..=world::RUNNERS {
+            let name = format!("runner-{runner}");
+            let _ = tokio::time::timeout(CALL_TIMEOUT, client.uncordon_runner(&name)).await;
         }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    std::future::pending().await
 }
 
 pub(crate) fn lock(journal: &Mutex<Journal>) -> std::sync::MutexGuard<'_, Journal> {
