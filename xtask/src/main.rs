@@ -28,7 +28,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
-    /// Measures: `spine` on this machine, `peers` beside bwrap, crun, runc, podman and docker
+    /// Measures: `spine` on this machine, `peers` beside bwrap, crun, runc, podman and docker,
+    /// `scale` with thousands of simulated runners
     Bench {
         #[arg(value_enum, default_value = "spine")]
         what: Bench,
@@ -61,6 +62,7 @@ enum Task {
 enum Bench {
     Spine,
     Peers,
+    Scale,
 }
 
 fn main() -> Result<()> {
@@ -113,6 +115,9 @@ fn bench(what: Bench, words: &[String]) -> Result<()> {
     cargo(["build", "--release", "--package", "dispense-cli"]).run()?;
     match what {
         Bench::Spine => command::Step::new(release_dir().join("dispense")).args(["bench"]).args(words).run(),
+        Bench::Scale => {
+            cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-scale", "--"]).args(words).run()
+        }
         Bench::Peers => {
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-peers", "--"]).args(words).run()
         }

@@ -11,6 +11,7 @@
 
 mod boxes;
 mod cgroup;
+mod disk;
 mod machine;
 mod nat;
 mod record;
@@ -37,6 +38,7 @@ use tokio_util::task::TaskTracker;
 use crate::{Backend, BackendError, BoxExit, BoxReport, BoxSpec, BoxState, ByteStream, Capabilities, Network};
 use boxes::Live;
 use cgroup::Cgroups;
+use disk::Images;
 use nat::Nat;
 use record::{Record, Stage};
 use spawner::Spawner;
@@ -73,6 +75,8 @@ pub struct Native {
     /// Or why there is none.
     nat: Result<Nat, String>,
     templates: Templates,
+    /// For disk limits, where it can.
+    images: Option<Images>,
     filter: Vec<Instruction>,
     spawner: Arc<Spawner>,
     first_slot: u32,
@@ -99,6 +103,7 @@ impl Native {
             cgroups,
             nat: Nat::probe(&instance, as_root),
             templates: Templates::open(&config.state_dir, config.templates, as_root)?,
+            images: Images::probe(as_root),
             filter: seccomp::compile()?,
             spawner: Arc::new(Spawner::start(&folder)?),
             first_slot: u32::from_str_radix(&instance[..3], 16).unwrap_or(0) % machine::SLOTS,
@@ -225,6 +230,12 @@ impl Backend for Native {
         if let Err(error) = made {
             let _ = fs::remove_dir_all(&folder);
             return Err(BackendError::failed(format!("make the box of {}", spec.sandbox), error));
+        }
+        if let (Some(images), bytes @ 1..) = (&self.images, spec.limits.disk_bytes)
+            && let Err(error) = images.make(&folder, bytes).await
+        {
+            let _ = fs::remove_dir_all(&folder);
+            return Err(BackendError::failed(format!("make the disk of {}", spec.sandbox), error));
         }
         let kept = self.keep(&spec.sandbox, Record::new(spec, users, slot, unenforced), None);
         if kept.is_err() {

@@ -50,8 +50,8 @@ pub struct Spawn {
     pub root: PathBuf,
     /// Overlays, in this order; the first is the root itself.
     pub layers: Vec<Layer>,
-    /// A size-limited file system in memory for the upper layers, mounted here first.
-    pub memory_disk: Option<MemoryDisk>,
+    /// A size-limited file system for the upper layers, mounted first.
+    pub disk: Option<Disk>,
     /// Whose ids the box has.
     pub users: Users,
     /// The box's host name.
@@ -87,13 +87,25 @@ pub struct Layer {
     pub work: PathBuf,
 }
 
-/// A tmpfs.
+/// A size-limited file system.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryDisk {
+pub struct Disk {
     /// Where.
     pub target: PathBuf,
-    /// Its size.
-    pub bytes: u64,
+    /// What.
+    pub kind: DiskKind,
+}
+
+/// What a size-limited file system is on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskKind {
+    /// A tmpfs.
+    Memory {
+        /// Its size.
+        bytes: u64,
+    },
+    /// An ext4 on a block device.
+    Device(PathBuf),
 }
 
 /// Ids of a box.

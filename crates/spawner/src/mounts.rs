@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use dispense_spawner::{Cgroup, Spawn, Users};
+use dispense_spawner::{Cgroup, DiskKind, Spawn, Users};
 use rustix::fs::{CWD, Mode};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
@@ -47,12 +47,15 @@ const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(Moun
 pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
     // Nothing that is mounted here is seen by the host, and the other way round.
     step("leave the host's mounts", mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE))?;
-    if let Some(disk) = &spawn.memory_disk {
-        let options = format!("size={},mode=0700", disk.bytes);
-        step(
-            "mount the size-limited disk",
-            mount_with("tmpfs", &disk.target, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, &options),
-        )?;
+    if let Some(disk) = &spawn.disk {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        let mounted = match &disk.kind {
+            DiskKind::Memory { bytes } => {
+                mount_with("tmpfs", &disk.target, "tmpfs", flags, &format!("size={bytes},mode=0700"))
+            }
+            DiskKind::Device(device) => mount_with(&device.display().to_string(), &disk.target, "ext4", flags, ""),
+        };
+        step("mount the size-limited disk", mounted)?;
     }
     for layer in &spawn.layers {
         step("make the layers", fs::create_dir_all(&layer.upper).and_then(|()| fs::create_dir_all(&layer.work)))?;

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dispense_api::id::SandboxId;
-use dispense_spawner::{Layer, MemoryDisk, Request, Spawn, Users};
+use dispense_spawner::{Disk, DiskKind, Layer, Request, Spawn, Users};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
+use super::disk::{self, Attached};
 use super::record::{Process, Record, Stage};
 use super::template::Lower;
 use super::{Known, Native, machine, sys};
@@ -56,7 +57,9 @@ impl Native {
     /// Starts a box that does not run.
     pub(super) async fn start_box(&self, sandbox: &SandboxId, mut record: Record) -> Result<(), BackendError> {
         let spec = record.spec(sandbox.clone());
-        if spec.limits.disk_bytes > 0 && record.was_started {
+        let folder = self.box_dir(sandbox);
+        let on_image = disk::is_image(&folder);
+        if spec.limits.disk_bytes > 0 && record.was_started && !on_image {
             return Err(BackendError::Refused {
                 reason: "disk_in_memory",
                 message: format!(
@@ -64,7 +67,9 @@ impl Native {
                 ),
             });
         }
-        let folder = self.box_dir(sandbox);
+        let failed = |error| BackendError::failed(format!("attach the disk of {sandbox}"), error);
+        // Held until the box has mounted it, or has not.
+        let attached = if on_image { Some(disk::attach(&folder).map_err(failed)?) } else { None };
         let layers = self.templates.layers(&spec.template)?;
         let listener = listen(&folder).map_err(|error| BackendError::failed(format!("listen for {sandbox}"), error))?;
         record.stage = Stage::Starting;
@@ -72,7 +77,7 @@ impl Native {
         self.keep(sandbox, record.clone(), None)?;
         let started = async {
             let cgroups = self.cgroups.make(sandbox, &spec.limits)?;
-            let spawn = self.spawn_request(&folder, &record, &spec, layers, cgroups.join)?;
+            let spawn = self.spawn_request(&folder, &record, &spec, layers, cgroups.join, attached.as_ref())?;
             let before = [self.spawner.agent(), listener.as_fd()];
             let after: Vec<_> = cgroups.fds.iter().map(AsFd::as_fd).collect();
             self.spawner.ask(Request::Spawn(Box::new(spawn)), &before, &after).await
@@ -116,9 +121,14 @@ impl Native {
         spec: &crate::BoxSpec,
         lowers: Vec<Lower>,
         cgroup: dispense_spawner::Cgroup,
+        attached: Option<&Attached>,
     ) -> Result<Spawn, BackendError> {
         let failed = |error: io::Error| BackendError::failed("make the layers of a box", error);
-        let limited = spec.limits.disk_bytes > 0;
+        let kind = match (attached, spec.limits.disk_bytes) {
+            (Some(attached), _) => Some(DiskKind::Device(attached.device.clone())),
+            (None, 0) => None,
+            (None, bytes) => Some(DiskKind::Memory { bytes }),
+        };
         let data = folder.join("data");
         fs::create_dir_all(&data).map_err(failed)?;
         let as_range = matches!(record.users, Users::Range { .. });
@@ -143,7 +153,7 @@ impl Native {
         Ok(Spawn {
             root: folder.join("root"),
             layers,
-            memory_disk: limited.then_some(MemoryDisk { target: data, bytes: spec.limits.disk_bytes }),
+            disk: kind.map(|kind| Disk { target: data, kind }),
             users: record.users.clone(),
             hostname: spec.hostname.clone(),
             env,

@@ -161,6 +161,15 @@ pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
         Ok(_) => finding("network nat", Verdict::Good, "sandboxes can be given outbound connections", ""),
         Err(why) => finding("network nat", Verdict::Weak, "only network `none` is available", why),
     });
+    findings.push(match super::disk::Images::probe(is_root()) {
+        Some(_) => finding("disk limits", Verdict::Good, "enforced by a file system of its own for each sandbox", ""),
+        None => finding(
+            "disk limits",
+            Verdict::Weak,
+            "enforced in memory: such a sandbox loses its files when it is stopped",
+            "run this as root, with the package `e2fsprogs` and loop devices",
+        ),
+    });
     findings.push(disk(state_dir));
     findings
 }

@@ -25,6 +25,12 @@ pub fn find(data_dir: &Path) -> Vec<String> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     left.extend(mounts.lines().filter(|line| line.contains(&needle)).map(|line| format!("mount: {line}")));
+    for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let file = fs::read_to_string(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if file.contains(&needle) {
+            left.push(format!("loop device: {} of {}", entry.file_name().display(), file.trim()));
+        }
+    }
     for folder in native_folders(data_dir) {
         let instance = fs::canonicalize(&folder).map(|folder| instance(&folder)).unwrap_or_default();
         find_networks(&instance, &mut left);
