@@ -6,6 +6,8 @@
 
 #[cfg(feature = "archive")]
 pub mod archive;
+#[cfg(feature = "grpc")]
+pub mod dial;
 pub mod error;
 pub mod frame;
 pub mod id;

@@ -18,7 +18,6 @@
 //!
 //! It retries only what is idempotent: reads, deletes, renewals.
 
-mod dial;
 mod error;
 mod files;
 mod ports;
@@ -42,7 +41,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
-pub use dial::{Connection, Dialler, Dialling};
+pub use dispense_api::dial::{Connection, Dialler, Dialling};
 pub use dispense_api::error::{Code, Error};
 pub use dispense_api::v1;
 pub use files::{Download, Upload};
@@ -104,8 +103,9 @@ impl Client {
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        let channel =
-            dial::connect(&endpoint, dialler.as_ref()).await.map_err(|error| error::unreachable(url, &error))?;
+        let channel = dispense_api::dial::connect(&endpoint, dialler.as_ref())
+            .await
+            .map_err(|error| error::unreachable(url, &error))?;
         Ok(Self { channel, key: ApiKey(key), resume_for: RESUME_FOR_DEFAULT })
     }
 

@@ -1,7 +1,7 @@
 //! One test's copy of everything: a data directory, a user to run as, the binary.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -61,10 +61,13 @@ fn uid_of(user: &str) -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
-/// The `dispense` binary, in a place that every user can reach.
+/// Before the key of a copy of the binary.
+const COPY_PREFIX: &str = "dispense-bin-";
+
+/// The `dispense` binary, in a place that every user can reach: one copy for all tests of a build.
 fn binary() -> &'static Path {
-    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = COPY.get_or_init(|| {
+    static COPY: OnceLock<PathBuf> = OnceLock::new();
+    COPY.get_or_init(|| {
         let test = std::env::current_exe().expect("a test knows its own path");
         // Tests stand in `deps/` beside it, other programs where it is.
         let folders = [test.parent().and_then(Path::parent), test.parent()];
@@ -75,15 +78,47 @@ fn binary() -> &'static Path {
             .or_else(|| places.next_back())
             .expect("a program has a directory");
         assert!(built.exists(), "{} is missing: run `cargo xtask test`, which builds it", built.display());
-        let folder = tempfile::Builder::new().prefix("dispense-bin-").tempdir().expect("a temporary directory");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");
-        let copy = folder.path().join("dispense");
-        // A hard link would keep the target directory's permissions out of the way too, but crosses no file system.
-        fs::copy(&built, &copy).expect("room for a copy of the binary");
-        (folder, copy)
-    });
+        copy_of(&built)
+    })
+}
+
+/// Copies under a name that says which build it is. A hard link would cross no file system.
+fn copy_of(built: &Path) -> PathBuf {
+    let meta = fs::metadata(built).expect("it was there");
+    let uid = rustix::process::geteuid().as_raw();
+    let key = format!("{COPY_PREFIX}{uid}-{}-{}", meta.mtime_nsec() ^ meta.mtime(), meta.ino());
+    let folder = std::env::temp_dir().join(&key);
+    let path = folder.join("dispense");
+    let ours = || fs::symlink_metadata(&folder).is_ok_and(|there| there.is_dir() && there.uid() == uid);
+    if !ours() || !path.exists() {
+        forget_older_copies(uid);
+        let fresh = tempfile::Builder::new().prefix(".dispense-").tempdir().expect("a temporary directory");
+        fs::set_permissions(fresh.path(), fs::Permissions::from_mode(0o755)).expect("chmod of our own directory");
+        fs::copy(built, fresh.path().join("dispense")).expect("room for a copy of the binary");
+        // Another test may be quicker: then its copy is as good.
+        let _ = fs::rename(fresh.path(), &folder);
+        assert!(ours() && path.exists(), "{} is somebody else's", folder.display());
+    }
     path
 }
+
+/// Copies of older builds, which no test of this one uses.
+fn forget_older_copies(uid: u32) {
+    let prefix = format!("{COPY_PREFIX}{uid}-");
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let is_copy = entry.file_name().to_string_lossy().starts_with(&prefix);
+        let is_old = entry.metadata().is_ok_and(|meta| {
+            meta.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > COPY_KEPT)) && meta.uid() == uid
+        });
+        if is_copy && is_old {
+            // Somebody may still run it; what is left is removed the next time.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Longer than any run of the tests.
+const COPY_KEPT: Duration = Duration::from_secs(3600);
 
 /// A data directory of its own and a user to run as.
 pub struct Host {

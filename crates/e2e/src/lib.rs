@@ -5,10 +5,12 @@
 
 pub mod host;
 pub mod pair;
+pub mod server;
 pub mod system;
 pub mod terminal;
 pub mod wait;
 
 pub use host::{Host, Mode, Up};
 pub use pair::Pair;
+pub use server::ServerProcess;
 pub use system::System;

@@ -1,10 +1,9 @@
 //! A server and a runner as two processes, as on two machines, which can be killed and started again one by one.
 
-use std::fs;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use crate::{Host, Mode, host, wait};
+use crate::{Host, Mode, ServerProcess, host, wait};
 
 /// For a process to come up, and to be seen by the other one, on a loaded machine.
 const UP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -57,40 +56,17 @@ impl Drop for Running {
 
 /// A server on one host and a runner on another, and the host of a client that has neither data directory.
 pub struct Pair {
-    server_host: Host,
+    server: ServerProcess,
     runner_host: Host,
     client_host: Host,
-    server: Option<Running>,
     runner: Option<Running>,
-    url: String,
-    runner_url: String,
-    token: String,
-    key: String,
 }
 
 impl Pair {
     /// Starts both and waits until they know each other.
     pub fn start(mode: Mode) -> Self {
-        let (server_host, runner_host) = (Host::new(mode), Host::new(mode));
-        let any = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-        let server = Running::start(&mut server_host.command(any));
-        let show = || server_host.ok(&["config", "show", "--output", "json"]);
-        let text = wait::until("the server serves", UP_TIMEOUT, show, |text| text.contains("runnerUrl"));
-        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
-        let field = |name: &str| json[name].as_str().unwrap_or_else(|| panic!("{name} in {text}")).to_owned();
-        // The client has neither data directory; only an address and a key.
-        let key = fs::read_to_string(server_host.data_dir().join("admin.key")).expect("the server wrote it");
-        let mut pair = Self {
-            url: field("url"),
-            runner_url: field("runnerUrl"),
-            token: field("joinToken"),
-            key: key.trim().to_owned(),
-            client_host: Host::new(mode),
-            server_host,
-            runner_host,
-            server: Some(server),
-            runner: None,
-        };
+        let server = ServerProcess::start(mode);
+        let mut pair = Self { server, runner_host: Host::new(mode), client_host: Host::new(mode), runner: None };
         pair.start_runner();
         pair.wait_for_runner("available");
         pair
@@ -99,7 +75,7 @@ impl Pair {
     /// `dispense` as a client elsewhere has it.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = self.client_host.command(args);
-        command.env("DISPENSE_URL", &self.url).env("DISPENSE_API_KEY", &self.key).stdin(Stdio::null());
+        command.env("DISPENSE_URL", self.server.url()).env("DISPENSE_API_KEY", self.server.key()).stdin(Stdio::null());
         command
     }
 
@@ -118,29 +94,14 @@ impl Pair {
         out
     }
 
-    /// The public address.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// The administrator's key.
-    pub fn key(&self) -> &str {
-        &self.key
-    }
-
     /// The runner's host.
     pub fn runner_host(&self) -> &Host {
         &self.runner_host
     }
 
-    /// The server's host.
-    pub fn server_host(&self) -> &Host {
-        &self.server_host
-    }
-
-    /// The server's process.
-    pub fn server(&self) -> &Running {
-        self.server.as_ref().expect("it runs")
+    /// The server.
+    pub fn server(&self) -> &ServerProcess {
+        &self.server
     }
 
     /// The runner's process.
@@ -150,22 +111,20 @@ impl Pair {
 
     /// Starts the server again where it was.
     pub fn start_server(&mut self) {
-        let address = |url: &str| url.trim_start_matches("http://").to_owned();
-        let (public, runners) = (address(&self.url), address(&self.runner_url));
-        let args = ["server", "--address", &public, "--runner-address", &runners];
-        self.server = Some(Running::start(&mut self.server_host.command(args)));
+        self.server.restart();
     }
 
     /// Starts the runner; after the first time it needs no token, but may have it.
     pub fn start_runner(&mut self) {
-        let args = ["runner", "--join", &self.runner_url, "--token", &self.token, "--name", "far-1"];
+        let (url, token) = (self.server.runner_url(), self.server.join_token());
+        let args = ["runner", "--join", url, "--token", token, "--name", "far-1"];
         let labels = ["--label", "zone=b"];
         self.runner = Some(Running::start(&mut self.runner_host.command(args.iter().chain(&labels))));
     }
 
     /// Takes the server's process.
     pub fn take_server(&mut self) -> Running {
-        self.server.take().expect("it runs")
+        self.server.take()
     }
 
     /// Takes the runner's process.
@@ -189,8 +148,8 @@ impl Pair {
             self.ok(&["delete", sandbox["id"].as_str().expect("an id")]);
         }
         assert!(self.take_runner().stop().success(), "the runner ends well");
-        assert!(self.take_server().stop().success(), "the server ends well");
-        for host in [self.server_host, self.runner_host, self.client_host] {
+        self.server.finish();
+        for host in [self.runner_host, self.client_host] {
             host.finish();
         }
     }

@@ -56,6 +56,28 @@ fn an_agent_that_is_killed_fails_its_sandbox_and_a_start_brings_its_files_back()
 }
 
 #[test]
+fn after_a_restart_of_the_machine_sandboxes_are_stopped_and_start_with_their_files_when_they_are_used() {
+    for mode in Mode::available() {
+        let mut pair = Pair::start(mode);
+        pair.ok(&["create", "--name", "box"]);
+        pair.ok(&["exec", "box", "--", "sh", "-c", "echo kept > /workspace/file"]);
+        // What a machine's end leaves: no process of ours, and the disk.
+        pair.take_runner().kill();
+        for agent in host::agents_below(&pair.runner_host().data_dir()) {
+            host::send(agent, rustix::process::Signal::KILL);
+        }
+        let agents = || host::agents_below(&pair.runner_host().data_dir());
+        wait::until("nothing runs any more", SOON, agents, Vec::is_empty);
+        pair.start_runner();
+        pair.wait_for_runner("available");
+        let state = pair.ok(&["get", "box"]);
+        assert!(state.contains("stopped") && state.contains("its machine was restarted"), "{state}");
+        assert_eq!(pair.ok(&["exec", "box", "--", "cat", "/workspace/file"]), "kept\n");
+        pair.finish();
+    }
+}
+
+#[test]
 fn a_database_that_another_process_has_locked_is_told_and_passes() {
     let Some(mode) = Mode::available().into_iter().next() else { return };
     let host = Host::new(mode);
@@ -186,7 +208,7 @@ fn a_damaged_row_is_left_alone_and_the_others_go_on() {
     }
     let sql = |pair: &Pair, sql: &str| {
         let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute(sys.argv[2]); c.commit()";
-        let database = pair.server_host().data_dir().join("server.db");
+        let database = pair.server().host().data_dir().join("server.db");
         let status = Command::new("python3").args(["-c", script]).arg(database).arg(sql).status();
         assert!(status.expect("python3 is installed").success());
     };

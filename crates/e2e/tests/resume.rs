@@ -109,7 +109,7 @@ fn a_runner_that_does_not_answer_for_a_while_costs_nothing() {
     let seen = collect(&mut exec);
     let count = || seen.lock().expect("no panic").len();
     wait::until("output comes", Duration::from_secs(30), count, |bytes| *bytes > 0);
-    for pid in [pair.runner().pid(), pair.server().pid()] {
+    for pid in [pair.runner().pid(), pair.server().process().pid()] {
         host::send(pid, rustix::process::Signal::STOP);
         std::thread::park_timeout(Duration::from_secs(2));
         host::send(pid, rustix::process::Signal::CONT);

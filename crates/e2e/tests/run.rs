@@ -41,7 +41,11 @@ fn output_streams_stay_apart_and_exit_codes_pass() {
 #[test]
 fn exit_codes_name_what_went_wrong() {
     each_mode(|host| {
-        let code = |args: &[&str]| host.dispense(args).status.code();
+        let code = |args: &[&str]| {
+            let output = host.dispense(args);
+            eprintln!("{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+            output.status.code()
+        };
         assert_eq!(code(&["run", "--", "true"]), Some(0));
         assert_eq!(code(&["run", "--", "no-such-command"]), Some(127));
         assert_eq!(code(&["run", "--", "/etc/passwd"]), Some(126));

@@ -12,7 +12,6 @@
 
 mod agent;
 pub mod backend;
-mod dial;
 mod identity;
 mod link;
 mod logs;
@@ -31,7 +30,7 @@ use std::sync::Arc;
 use dispense_backend::Backend;
 use tokio_util::sync::CancellationToken;
 
-pub use dial::{Connection, Dialler, Dialling};
+pub use dispense_api::dial::{Connection, Dialler, Dialling};
 pub use identity::IdentityError;
 pub use link::LinkError;
 pub use machine::Capacity;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dispense_api::dial::{self, Dialler};
 use dispense_api::limits;
 use dispense_api::runner::runner_link_service_client::RunnerLinkServiceClient;
 use dispense_api::runner::{Heartbeat, Hello, OpenSession, RunnerMessage, ServerMessage, SessionDenied, Welcome};
@@ -20,7 +21,6 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::dial::{self, Dialler};
 use crate::identity::{Identity, IdentityError, Known};
 use crate::logs::Logs;
 use crate::machine::{self, Capacity};

@@ -139,6 +139,8 @@ pub(crate) struct Fleet {
 #[derive(Default)]
 struct Entries {
     runners: HashMap<RunnerId, Entry>,
+    /// By the hash of their credential; those that have come since the start. BOUND: one a runner.
+    credentials: HashMap<String, RunnerId>,
     links: u64,
 }
 
@@ -151,7 +153,7 @@ impl Fleet {
         };
         let runners = known.into_iter().map(entry).collect();
         Self {
-            entries: Mutex::new(Entries { runners, links: 0 }),
+            entries: Mutex::new(Entries { runners, credentials: HashMap::new(), links: 0 }),
             room_changed: Notify::new(),
             attached: Notify::new(),
         }
@@ -159,6 +161,16 @@ impl Fleet {
 
     fn with<T>(&self, f: impl FnOnce(&mut Entries) -> T) -> T {
         f(&mut self.entries.lock().expect("no holder panics"))
+    }
+
+    /// The runner of a credential that was seen before.
+    pub(crate) fn of_credential(&self, hash: &str) -> Option<RunnerId> {
+        self.with(|entries| entries.credentials.get(hash).cloned())
+    }
+
+    /// A credential was found in the database.
+    pub(crate) fn keep_credential(&self, hash: String, runner: RunnerId) {
+        self.with(|entries| entries.credentials.insert(hash, runner));
     }
 
     /// Takes the link of a runner; an older link of the same runner is ended. The number names this link.

@@ -88,7 +88,10 @@ async fn kept(global: &Global, client: &Client, args: &LogsArgs, why: Option<Err
             }
         }
         (None, Some(wanted)) => {
-            let message = format!("sandbox `{}` has no process `{wanted}`: see `dispense ps --all`", args.sandbox);
+            let message = format!(
+                "sandbox `{}` has no process `{wanted}`: see `dispense ps --all {}`",
+                args.sandbox, args.sandbox
+            );
             return Err(why
                 .filter(|error| error.code == Code::Unavailable)
                 .unwrap_or_else(|| Error::new(Code::NotFound, "process_unknown", message)));

@@ -139,8 +139,14 @@ impl RunnerLinks {
         if !token.starts_with(CREDENTIAL_PREFIX) {
             return Err(refused());
         }
-        let found = runners::by_credential(self.sandboxes.store.readers(), &hash(token)).await?;
-        found.map(Peer::Known).ok_or_else(refused)
+        let hashed = hash(token);
+        // Each session brings the credential again: the database is asked once.
+        if let Some(known) = self.sandboxes.fleet.of_credential(&hashed) {
+            return Ok(Peer::Known(known));
+        }
+        let found = runners::by_credential(self.sandboxes.store.readers(), &hashed).await?.ok_or_else(refused)?;
+        self.sandboxes.fleet.keep_credential(hashed, found.clone());
+        Ok(Peer::Known(found))
     }
 
     /// The runner's row, and its credential when it is new.

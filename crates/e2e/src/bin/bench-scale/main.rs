@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use dispense_client::{Client, v1};
-use dispense_e2e::pair::Running;
-use dispense_e2e::{Host, Mode, wait};
+use dispense_e2e::{Mode, ServerProcess};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -42,67 +41,26 @@ fn main() -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(bench(&args))
 }
 
-struct Server {
-    host: Host,
-    process: Option<Running>,
-    url: String,
-    runner_url: String,
-    token: String,
-    key: String,
-}
-
-impl Server {
-    fn start() -> Result<Self> {
-        let mode = Mode::available().first().copied().context("there is nobody to run as")?;
-        let host = Host::new(mode);
-        let args = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-        let process = Running::start(&mut host.command(args));
-        let show = || host.ok(&["config", "show", "--output", "json"]);
-        let text = wait::until("the server serves", Duration::from_secs(30), show, |text| text.contains("runnerUrl"));
-        let json: serde_json::Value = serde_json::from_str(&text)?;
-        let field = |name: &str| json[name].as_str().map(str::to_owned).with_context(|| format!("{name} in {text}"));
-        let key = fs::read_to_string(host.data_dir().join("admin.key"))?.trim().to_owned();
-        Ok(Self {
-            url: field("url")?,
-            runner_url: field("runnerUrl")?,
-            token: field("joinToken")?,
-            key,
-            process: Some(process),
-            host,
-        })
-    }
-
-    fn restart(&mut self) {
-        if let Some(process) = self.process.take() {
-            process.kill();
-        }
-        let address = |url: &str| url.trim_start_matches("http://").to_owned();
-        let (public, runners) = (address(&self.url), address(&self.runner_url));
-        let args = ["server", "--address", &public, "--runner-address", &runners];
-        self.process = Some(Running::start(&mut self.host.command(args)));
-    }
-
-    /// Resident memory in bytes.
-    fn memory(&self) -> u64 {
-        let pid = self.process.as_ref().map_or(0, Running::pid);
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-        let pages: u64 = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-        pages * rustix::param::page_size() as u64
-    }
+/// Resident memory of the server in bytes.
+fn memory(server: &ServerProcess) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/statm", server.process().pid())).unwrap_or_default();
+    let pages: u64 = text.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
 }
 
 async fn bench(args: &Args) -> Result<()> {
-    let mut server = Server::start()?;
-    let client = Client::connect(&server.url, &server.key).await?;
-    let empty = server.memory();
+    let mode = Mode::available().first().copied().context("there is nobody to run as")?;
+    let mut server = ServerProcess::start(mode);
+    let client = Client::connect(server.url(), server.key()).await?;
+    let empty = memory(&server);
     let board = Arc::new(Board::default());
     let mut runners = JoinSet::new();
     let start = Instant::now();
     for number in 0..args.runners {
         let simulated = Simulated {
             name: format!("sim-{number}"),
-            url: server.runner_url.clone(),
-            token: server.token.clone(),
+            url: server.runner_url().to_owned(),
+            token: server.join_token().to_owned(),
             board: board.clone(),
             report_interval: Duration::from_secs(1) * args.runners / REPORTS_PER_SEC,
             boxes: HashMap::new(),
@@ -111,7 +69,7 @@ async fn bench(args: &Args) -> Result<()> {
         runners.spawn(simulated.run());
     }
     all_connected(&board, args.runners).await?;
-    let joined = server.memory();
+    let joined = memory(&server);
     println!(
         "{} runners joined in {:.1} s; server memory {} MB, {:.0} KB a runner",
         args.runners,
@@ -121,7 +79,7 @@ async fn bench(args: &Args) -> Result<()> {
     );
     let start = Instant::now();
     fill(&client, args.sandboxes).await?;
-    let filled = server.memory();
+    let filled = memory(&server);
     println!(
         "{} sandboxes in {:.1} s ({:.0} a second); server memory {} MB, {:.1} KB a sandbox",
         args.sandboxes,
@@ -133,6 +91,7 @@ async fn bench(args: &Args) -> Result<()> {
     dispatch(&client, &board).await?;
     pages(&client, args.sandboxes).await?;
     let start = Instant::now();
+    server.kill();
     server.restart();
     // Those that have not noticed yet count as connected.
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -145,12 +104,10 @@ async fn bench(args: &Args) -> Result<()> {
     let start = Instant::now();
     let list = client.list(v1::ListSandboxesRequest { page_size: 1, ..Default::default() }).await?;
     println!("first page after that in {:.1} ms; {} row", start.elapsed().as_secs_f64() * 1000.0, list.sandboxes.len());
-    println!("server memory after the storm {} MB", server.memory() >> 20);
+    println!("server memory after the storm {} MB", memory(&server) >> 20);
     runners.shutdown().await;
-    if let Some(process) = server.process.take() {
-        process.kill();
-    }
-    server.host.finish();
+    server.kill();
+    server.finish();
     Ok(())
 }
 

@@ -94,32 +94,31 @@ impl Fault {
 
     /// Lets it happen, from its beginning to its end.
     pub(crate) async fn happen(&self, system: &mut System) -> Result<()> {
-        let part = match self.kind {
-            Kind::KillServer | Kind::StopServer => &mut system.server,
-            Kind::KillRunner | Kind::StopRunner | Kind::StopAgent => &mut system.runners[self.runner],
-        };
+        let runner = &mut system.runners[self.runner];
         match self.kind {
-            Kind::KillServer | Kind::KillRunner => {
-                part.kill();
+            Kind::KillServer => {
+                system.server.kill();
                 tokio::time::sleep(self.lasts).await;
-                part.restart();
+                system.server.restart();
             }
-            Kind::StopServer | Kind::StopRunner => {
-                part.signal(Signal::STOP);
+            Kind::KillRunner => {
+                runner.kill();
                 tokio::time::sleep(self.lasts).await;
-                part.signal(Signal::CONT);
+                runner.restart();
             }
-            Kind::StopAgent => {
-                let Some(pid) = self.agent.and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?))
-                else {
-                    return Ok(());
-                };
-                // Its sandbox may have been deleted meanwhile.
-                let _ = rustix::process::kill_process(pid, Signal::STOP);
-                tokio::time::sleep(self.lasts).await;
-                let _ = rustix::process::kill_process(pid, Signal::CONT);
-            }
+            Kind::StopServer => self.stop(Some(system.server.process().pid())).await,
+            Kind::StopRunner => self.stop(runner.pid()).await,
+            Kind::StopAgent => self.stop(self.agent).await,
         }
         Ok(())
+    }
+
+    /// Stops a process for a while; an agent's sandbox may have been deleted meanwhile.
+    async fn stop(&self, pid: Option<u32>) {
+        let pid = pid.and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+        let Some(pid) = pid else { return };
+        let _ = rustix::process::kill_process(pid, Signal::STOP);
+        tokio::time::sleep(self.lasts).await;
+        let _ = rustix::process::kill_process(pid, Signal::CONT);
     }
 }

@@ -1,4 +1,4 @@
-//! The way to the server: TCP, or what the caller of this crate gives instead, e.g. a simulated network.
+//! The way to a server for its peers: TCP, or what a caller gives instead, e.g. a simulated network.
 
 use std::io;
 use std::pin::Pin;
@@ -19,8 +19,8 @@ pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>>
 /// Opens connections to the host and port of a URL.
 pub type Dialler = Arc<dyn Fn(Uri) -> Dialling + Send + Sync>;
 
-/// Connects an endpoint.
-pub(crate) async fn connect(endpoint: &Endpoint, dialler: Option<&Dialler>) -> Result<Channel, Error> {
+/// Connects an endpoint, by TCP unless there is a dialler.
+pub async fn connect(endpoint: &Endpoint, dialler: Option<&Dialler>) -> Result<Channel, Error> {
     let Some(dialler) = dialler.cloned() else { return endpoint.connect().await };
     let connector = tower::service_fn(move |uri| {
         let dialling = dialler(uri);

@@ -1,0 +1,98 @@
+//! A server process on a host of its own, which can be killed and started again where it was.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::pair::Running;
+use crate::{Host, Mode, wait};
+
+/// For a process to come up on a loaded machine.
+const UP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// `dispense server`.
+pub struct ServerProcess {
+    host: Host,
+    process: Option<Running>,
+    url: String,
+    runner_url: String,
+    join_token: String,
+    key: String,
+}
+
+impl ServerProcess {
+    /// Starts it on free ports and waits until it serves.
+    pub fn start(mode: Mode) -> Self {
+        let host = Host::new(mode);
+        let any = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
+        let process = Running::start(&mut host.command(any));
+        let show = || host.ok(&["config", "show", "--output", "json"]);
+        let text = wait::until("the server serves", UP_TIMEOUT, show, |text| text.contains("runnerUrl"));
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let field = |name: &str| json[name].as_str().unwrap_or_else(|| panic!("{name} in {text}")).to_owned();
+        let key = fs::read_to_string(host.data_dir().join("admin.key")).expect("the server wrote it");
+        Self {
+            url: field("url"),
+            runner_url: field("runnerUrl"),
+            join_token: field("joinToken"),
+            key: key.trim().to_owned(),
+            host,
+            process: Some(process),
+        }
+    }
+
+    /// Starts it again where it was.
+    pub fn restart(&mut self) {
+        let address = |url: &str| url.trim_start_matches("http://").to_owned();
+        let (public, runners) = (address(&self.url), address(&self.runner_url));
+        let args = ["server", "--address", &public, "--runner-address", &runners];
+        self.process = Some(Running::start(&mut self.host.command(args)));
+    }
+
+    /// Kills it with no chance to clean up.
+    pub fn kill(&mut self) {
+        self.take().kill();
+    }
+
+    /// The process, which this forgets.
+    pub fn take(&mut self) -> Running {
+        self.process.take().expect("it runs")
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Running {
+        self.process.as_ref().expect("it runs")
+    }
+
+    /// The host that it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Where clients reach it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Where runners reach it.
+    pub fn runner_url(&self) -> &str {
+        &self.runner_url
+    }
+
+    /// With it a runner joins.
+    pub fn join_token(&self) -> &str {
+        &self.join_token
+    }
+
+    /// The administrator's key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Ends it, if it runs, and the test of its host.
+    pub fn finish(mut self) {
+        if let Some(process) = self.process.take() {
+            assert!(process.stop().success(), "the server ends well");
+        }
+        self.host.finish();
+    }
+}
