@@ -120,6 +120,9 @@ fn forget_older_copies(uid: u32) {
 /// Longer than any run of the tests.
 const COPY_KEPT: Duration = Duration::from_secs(3600);
 
+/// The end of a log that a failed test tells.
+const LOG_LINES: usize = 40;
+
 /// A data directory of its own and a user to run as.
 pub struct Host {
     mode: Mode,
@@ -267,6 +270,15 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         assert!(self.finished || std::thread::panicking(), "a test ends with Host::finish");
+        if std::thread::panicking() {
+            for log in [self.data_dir().join("embedded.log"), self.up_log()] {
+                let text = fs::read_to_string(&log).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
+                    eprintln!("{}: {line}", log.display());
+                }
+            }
+        }
     }
 }
 
