@@ -17,7 +17,6 @@ use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
 use dispense_server::{Server, ServerConfig, StartError};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -96,7 +95,7 @@ impl Local {
                     ended = task => return Err(why_ended(ended)),
                 }
             }
-            let socket = socket::Socket::open(&config.data_dir, &info)?;
+            let socket = socket::Socket::open(&config.data_dir, &info, config.embedded)?;
             Ok((runner, socket))
         };
         match started.await {
@@ -110,17 +109,27 @@ impl Local {
         }
     }
 
-    /// How many clients hold a lease.
-    pub(crate) fn leases(&self) -> watch::Receiver<usize> {
-        self.socket.leases()
-    }
-
     /// Returns when the runner has ended by itself, with the reason.
     pub(crate) async fn runner_ended(&mut self) -> Error {
         let Some(runner) = &mut self.runner else { return std::future::pending().await };
         let ended = runner.await;
         self.runner = None;
         why_ended(ended)
+    }
+
+    /// Returns when an embedded server is of no use any more: its last client has gone, or, with the reason, its
+    /// runner.
+    pub(crate) async fn unused(&mut self) -> Option<Error> {
+        let Some(runner) = &mut self.runner else {
+            self.socket.unused().await;
+            return None;
+        };
+        let ended = tokio::select! {
+            () = self.socket.unused() => return None,
+            ended = runner => ended,
+        };
+        self.runner = None;
+        Some(why_ended(ended))
     }
 
     /// Ends it in order: no new clients, no sandboxes of embedded ones, no runner, no server.

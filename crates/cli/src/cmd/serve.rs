@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
 
 use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use crate::args::{Global, ListenArgs, ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
@@ -15,9 +13,6 @@ use crate::failure::{local, usage};
 use crate::local::lease::Announcement;
 use crate::local::{Local, LocalConfig, LocalInfo};
 use crate::units::Pair;
-
-/// A client that started an embedded server takes its lease within this time.
-const FIRST_LEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Server and runner, until a signal.
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
@@ -98,26 +93,15 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
             return Err(error);
         }
     };
-    let leases = server.leases();
     Announcement::Ready.tell();
     tokio::select! {
         () = stop.next() => {}
-        () = unused(leases) => {}
-        error = server.runner_ended() => tracing::error!(%error, "runner"),
+        why = server.unused() => if let Some(error) = why {
+            tracing::error!(%error, "runner");
+        },
     }
     server.stop().await;
     Ok(0)
-}
-
-/// Returns when the last lease is closed, or none was taken in time.
-async fn unused(mut leases: watch::Receiver<usize>) {
-    let first = tokio::time::timeout(FIRST_LEASE_TIMEOUT, leases.wait_for(|count| *count > 0)).await;
-    let taken = matches!(first, Ok(Ok(_)));
-    drop(first);
-    if taken {
-        // An error means that the socket is gone, and nobody can come.
-        let _ = leases.wait_for(|count| *count == 0).await;
-    }
 }
 
 /// Paths of templates, which are read after the working directory may have changed.

@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dispense_client::Error;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::LocalInfo;
@@ -26,14 +27,19 @@ pub(super) fn path(data_dir: &Path) -> std::io::Result<(File, PathBuf)> {
 
 /// The listening socket.
 pub(super) struct Socket {
-    leases: watch::Receiver<usize>,
+    /// Cancelled when nobody holds a lease any more, and nobody can take one.
+    unused: CancellationToken,
     file: PathBuf,
     shutdown: CancellationToken,
 }
 
+/// An embedded server whose starter is gone before it has taken its lease ends after this long.
+const FIRST_LEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
 impl Socket {
-    /// Listens. The data directory is ours, so a socket that is there is a dead one.
-    pub(super) fn open(data_dir: &Path, info: &LocalInfo) -> Result<Self, Error> {
+    /// Listens. The data directory is ours, so a socket that is there is a dead one. With `while_used` it closes by
+    /// itself with the last lease.
+    pub(super) fn open(data_dir: &Path, info: &LocalInfo, while_used: bool) -> Result<Self, Error> {
         let file = data_dir.join(NAME);
         let failed = |error: std::io::Error| local(format_args!("listen on {}", file.display()), &error);
         let (_folder, path) = path(data_dir).map_err(failed)?;
@@ -42,49 +48,72 @@ impl Socket {
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
-        let (counter, leases) = watch::channel(0);
-        let shutdown = CancellationToken::new();
+        let (unused, shutdown) = (CancellationToken::new(), CancellationToken::new());
         let line = format!("{}\n", serde_json::to_string(info).unwrap_or_default());
-        tokio::spawn(serve(listener, line, counter, shutdown.clone()));
-        Ok(Self { leases, file, shutdown })
+        let leases = Leases { line, file: file.clone(), while_used, unused: unused.clone() };
+        tokio::spawn(leases.serve(listener, shutdown.clone()));
+        Ok(Self { unused, file, shutdown })
     }
 
-    pub(super) fn leases(&self) -> watch::Receiver<usize> {
-        self.leases.clone()
+    /// Returns when nobody holds a lease any more, and nobody can take one.
+    pub(super) async fn unused(&self) {
+        self.unused.cancelled().await;
     }
 
     /// Takes no more clients. One that had connected and got no answer starts a server of its own.
     pub(super) fn close(&self) {
         self.shutdown.cancel();
-        if let Err(error) = fs::remove_file(&self.file) {
-            tracing::debug!(%error, "socket was not removed");
-        }
+        remove(&self.file);
     }
 }
 
-async fn serve(listener: UnixListener, line: String, leases: watch::Sender<usize>, shutdown: CancellationToken) {
-    loop {
-        let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let (line, leases, shutdown) = (line.clone(), leases.clone(), shutdown.clone());
-                leases.send_modify(|count| *count += 1);
-                tokio::spawn(async move {
-                    tokio::select! {
-                        () = shutdown.cancelled() => {}
-                        () = hold(stream, &line) => {}
+fn remove(file: &Path) {
+    if let Err(error) = fs::remove_file(file) {
+        tracing::debug!(%error, "socket was not removed");
+    }
+}
+
+/// Who counts the leases.
+struct Leases {
+    line: String,
+    file: PathBuf,
+    while_used: bool,
+    unused: CancellationToken,
+}
+
+impl Leases {
+    /// INVARIANT: a client that was answered holds a lease. Accepting and counting are one task, so that none comes
+    /// between the end of the last lease and the closing.
+    async fn serve(self, listener: UnixListener, shutdown: CancellationToken) {
+        let mut holders = JoinSet::new();
+        let first = tokio::time::sleep(FIRST_LEASE_TIMEOUT);
+        tokio::pin!(first);
+        let mut taken = false;
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        taken = true;
+                        let line = self.line.clone();
+                        holders.spawn(async move { hold(stream, &line).await });
                     }
-                    leases.send_modify(|count| *count -= 1);
-                });
+                    Err(error) => {
+                        tracing::warn!(%error, "accept");
+                        tokio::task::yield_now().await;
+                    }
+                },
+                Some(_) = holders.join_next() => {}
+                () = &mut first, if self.while_used && !taken => break,
             }
-            Err(error) => {
-                tracing::warn!(%error, "accept");
-                tokio::task::yield_now().await;
+            if self.while_used && taken && holders.is_empty() {
+                break;
             }
         }
+        // Whoever has connected and was not accepted sees the end, and starts a server of its own.
+        remove(&self.file);
+        drop(listener);
+        self.unused.cancel();
     }
 }
 
