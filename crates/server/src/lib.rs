@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dispense_api::limits;
 use dispense_api::runner::runner_link_service_server::RunnerLinkServiceServer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,9 @@ pub use door::listener::Listener;
 
 /// A hello lists all boxes of a runner.
 const CONTROL_MESSAGE_MAX_BYTES: usize = 32 << 20;
+/// HTTP/2 window of a client's connection: what one client can make this server hold whose processes do not read.
+/// A runner's connection is shared by all clients and has more.
+const PUBLIC_WINDOW_BYTES: u32 = 64 << 20;
 /// At shutdown calls may finish for this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The file with the first administrator's key.
@@ -205,7 +209,13 @@ impl Server {
     fn serve<L: Listener>(&self, public: L, runners: L) {
         let doors = Doors::new(self.parts.clone());
         let service = move |request| doors.clone().serve(request);
-        self.tasks.spawn(listener::serve(public, service, self.tasks.clone(), self.shutdown.clone()));
+        self.tasks.spawn(listener::serve(
+            public,
+            PUBLIC_WINDOW_BYTES,
+            service,
+            self.tasks.clone(),
+            self.shutdown.clone(),
+        ));
         let links = RunnerLinks {
             sandboxes: self.parts.sandboxes.clone(),
             relay: self.parts.relay.clone(),
@@ -217,7 +227,13 @@ impl Server {
             let links = links.clone();
             async move { links.oneshot(request.map(tonic::body::Body::new)).await }
         };
-        self.tasks.spawn(listener::serve(runners, service, self.tasks.clone(), self.shutdown.clone()));
+        self.tasks.spawn(listener::serve(
+            runners,
+            limits::CONNECTION_WINDOW_BYTES,
+            service,
+            self.tasks.clone(),
+            self.shutdown.clone(),
+        ));
         self.tasks.spawn(sweep::sweep_task(self.parts.sandboxes.clone(), self.shutdown.clone()));
     }
 

@@ -70,9 +70,14 @@ impl Listener for TcpListener {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
-/// Accepts connections until `shutdown`, then lets each finish the requests it has begun.
-pub(crate) async fn serve<L, S, F, B>(mut listener: L, service: S, tasks: TaskTracker, shutdown: CancellationToken)
-where
+/// Accepts connections, each with an HTTP/2 window of so many bytes, until `shutdown`, then lets each finish the requests it has begun.
+pub(crate) async fn serve<L, S, F, B>(
+    mut listener: L,
+    window_bytes: u32,
+    service: S,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) where
     L: Listener,
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
@@ -98,13 +103,13 @@ where
         };
         let (service, shutdown) = (service.clone(), shutdown.clone());
         tasks.spawn(async move {
-            connection(stream, peer, service, shutdown).await;
+            connection(stream, peer, window_bytes, service, shutdown).await;
             drop(slot);
         });
     }
 }
 
-async fn connection<T, S, F, B>(stream: T, peer: SocketAddr, service: S, shutdown: CancellationToken)
+async fn connection<T, S, F, B>(stream: T, peer: SocketAddr, window_bytes: u32, service: S, shutdown: CancellationToken)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -118,7 +123,7 @@ where
         request.extensions_mut().insert(PeerAddress(peer));
         service(request)
     });
-    let builder = builder();
+    let builder = builder(window_bytes);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let silent = tokio::time::sleep(FIRST_REQUEST_TIMEOUT);
@@ -147,7 +152,7 @@ where
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(window_bytes: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -157,7 +162,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .http2()
         .timer(TokioTimer::new())
         .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+        .initial_connection_window_size(window_bytes)
         .max_frame_size(limits::HTTP2_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADERS_MAX_BYTES)
