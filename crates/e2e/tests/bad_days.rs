@@ -69,9 +69,10 @@ fn after_a_restart_of_the_machine_sandboxes_are_stopped_and_start_with_their_fil
         let agents = || host::agents_below(&pair.runner_host().data_dir());
         wait::until("nothing runs any more", SOON, agents, Vec::is_empty);
         pair.start_runner();
-        pair.wait_for_runner("available");
-        let state = pair.ok(&["get", "box"]);
-        assert!(state.contains("stopped") && state.contains("its machine was restarted"), "{state}");
+        // The server may not have seen yet that the old process is gone.
+        let state = || pair.ok(&["get", "box"]);
+        let state = wait::until("it is told", SOON, state, |text| text.contains("stopped"));
+        assert!(state.contains("its machine was restarted"), "{state}");
         assert_eq!(pair.ok(&["exec", "box", "--", "cat", "/workspace/file"]), "kept\n");
         pair.finish();
     }
