@@ -349,6 +349,18 @@ pub fn terminate_if_there(pid: u32) {
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
 }
 
+/// Kills a process that the test started and waits until the kernel has taken it down, whoever reaps it: the first
+/// process of a box shows no memory and no command long before that.
+pub fn kill(pid: u32) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let raw = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pids are small")).expect("not zero");
+    let watch = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty()).expect("it is there");
+    send(pid, rustix::process::Signal::KILL);
+    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let ended = poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&limit)).expect("a pidfd can be polled");
+    assert_eq!(ended, 1, "process {pid} was killed and lives on");
+}
+
 /// Sends a signal to a process that the test started.
 pub fn send(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("pids are small")).expect("not zero");

@@ -64,10 +64,8 @@ fn after_a_restart_of_the_machine_sandboxes_are_stopped_and_start_with_their_fil
         // What a machine's end leaves: no process of ours, and the disk.
         pair.take_runner().kill();
         for agent in host::agents_below(&pair.runner_host().data_dir()) {
-            host::send(agent, rustix::process::Signal::KILL);
+            host::kill(agent);
         }
-        let agents = || host::agents_below(&pair.runner_host().data_dir());
-        wait::until("nothing runs any more", SOON, agents, Vec::is_empty);
         pair.start_runner();
         // The server may not have seen yet that the old process is gone.
         let state = || pair.ok(&["get", "box"]);
