@@ -56,6 +56,29 @@ fn an_agent_that_is_killed_fails_its_sandbox_and_a_start_brings_its_files_back()
 }
 
 #[test]
+fn an_agent_that_the_kernel_kills_for_want_of_memory_is_told_as_such() {
+    // Only as root are there limits on memory here.
+    for mode in Mode::available().into_iter().filter(|mode| *mode == Mode::Root) {
+        let pair = Pair::start(mode);
+        pair.ok(&["create", "--name", "box", "--memory", "64M"]);
+        let bomb = "import os, time\nwhile not os.path.exists('/workspace/go'): time.sleep(0.01)\n\
+                    os.fork()\nos.fork()\nx = []\nwhile True: x.append(b'x' * (1 << 20))";
+        pair.ok(&["exec", "--detach", "box", "--", "python3", "-c", bomb]);
+        // The kernel takes the greediest first, which the agent never is by itself, nor beside one that has nearly
+        // all. What it starts inherits this.
+        let agents = host::agents_below(&pair.runner_host().data_dir());
+        fs::write(format!("/proc/{}/oom_score_adj", agents[0]), "1000").expect("root may");
+        pair.dispense(&["exec", "box", "--", "touch", "/workspace/go"]);
+        let state = || pair.ok(&["get", "box"]);
+        let state = wait::until("it is told", SOON, state, |text| text.contains("failed"));
+        assert!(state.contains("ran out of memory and its agent was killed"), "{state}");
+        pair.ok(&["start", "box"]);
+        assert_eq!(pair.ok(&["exec", "box", "--", "echo", "is back"]), "is back\n");
+        pair.finish();
+    }
+}
+
+#[test]
 fn after_a_restart_of_the_machine_sandboxes_are_stopped_and_start_with_their_files_when_they_are_used() {
     for mode in Mode::available() {
         let mut pair = Pair::start(mode);
@@ -106,6 +129,30 @@ fn a_database_that_another_process_has_locked_is_told_and_passes() {
     host.ok(&["create", "--name", "box"]);
     up.stop();
     host.finish();
+}
+
+#[test]
+fn a_database_that_is_read_only_is_told_and_is_used_again_when_it_is_not() {
+    use std::os::unix::fs::PermissionsExt;
+    // Root may write what is read-only.
+    for mode in Mode::available().into_iter().filter(|mode| *mode == Mode::User) {
+        let mut pair = Pair::start(mode);
+        pair.ok(&["create", "--name", "box"]);
+        let database = pair.server().host().data_dir().join("server.db");
+        assert!(pair.take_server().stop().success());
+        let allow = |mode| fs::set_permissions(&database, fs::Permissions::from_mode(mode)).expect("it is there");
+        allow(0o400);
+        let args = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
+        let refused = pair.server().host().dispense(&args);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success(), "{text}");
+        assert!(text.contains("server.db") && text.contains("make its file and directory writable"), "{text}");
+        allow(0o600);
+        pair.start_server();
+        pair.wait_for_runner("available");
+        assert_eq!(pair.ok(&["exec", "box", "--", "echo", "goes on"]), "goes on\n");
+        pair.finish();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

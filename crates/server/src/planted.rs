@@ -1,5 +1,5 @@
-//! Bugs that the simulation must find: a checker that finds nothing is not yet a checker. They exist only with
-//! the feature `planted`, which nothing but the simulation asks for, and only where they are switched on.
+//! Bugs that the simulation must find (a checker that finds nothing is not yet a checker), and messages that
+//! come twice. They exist only with the feature `planted`, which nothing but the simulation asks for, and only where they are switched on.
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +21,25 @@ mod switched {
 
     thread_local! {
         static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+        static REPEAT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
         static ARMED: RefCell<HashSet<String>> = RefCell::default();
     }
 
     /// Switches a bug on for this thread.
     pub fn plant(bug: Option<Bug>) {
         PLANTED.set(bug);
+    }
+
+    /// Each so manieth message of a runner comes twice on this thread, from now on; 0 for none.
+    pub fn repeat_each(nth: usize) {
+        REPEAT.set((nth, 0));
+    }
+
+    /// How often the next message of a runner is taken.
+    pub(crate) fn copies() -> usize {
+        let (nth, count) = REPEAT.get();
+        REPEAT.set((nth, count + 1));
+        if nth > 0 && count.is_multiple_of(nth) { 2 } else { 1 }
     }
 
     /// Whether a bug is switched on.
@@ -58,6 +71,10 @@ mod switched {
         false
     }
 
+    pub(crate) const fn copies() -> usize {
+        1
+    }
+
     pub(crate) const fn disarm() {}
 
     pub(crate) const fn arm(_: &str) {}
@@ -67,6 +84,6 @@ mod switched {
     }
 }
 
+pub(crate) use switched::{arm, copies, disarm, has, is_armed};
 #[cfg(feature = "planted")]
-pub use switched::plant;
-pub(crate) use switched::{arm, disarm, has, is_armed};
+pub use switched::{plant, repeat_each};

@@ -16,6 +16,12 @@ impl From<StoreError> for Error {
                 let message = "the server's disk is full and nothing was changed: free some space there";
                 Self::new(Code::ResourceExhausted, reason::DISK_FULL, message)
             }
+            StoreError::ReadOnly => {
+                tracing::error!("the server's database is read-only");
+                let message = "the server's database is read-only and nothing was changed: \
+                               make its file and directory writable there";
+                Self::new(Code::Unavailable, "database", message)
+            }
             StoreError::Sql(_) => {
                 tracing::error!(%error, %cause, "database");
                 let message = "the server's database did not take the request: try again, and see the server's log";

@@ -15,6 +15,8 @@ pub(crate) mod runners;
 pub(crate) mod sandboxes;
 mod writer;
 
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -49,6 +51,9 @@ pub(crate) enum StoreError {
     /// The disk of the server is full.
     #[error("failed to store: the server's disk is full")]
     Full,
+    /// Its file, directory or file system is read-only.
+    #[error("failed to write the database: make its file and directory writable for this user")]
+    ReadOnly,
     /// The database cannot be written or read now.
     #[error("failed to use the database")]
     Sql(#[source] sqlx::Error),
@@ -73,6 +78,7 @@ impl From<sqlx::Error> for StoreError {
         match error.as_database_error() {
             Some(inner) if inner.is_unique_violation() => Self::Taken,
             Some(inner) if inner.message().contains("disk is full") => Self::Full,
+            Some(inner) if inner.message().contains("readonly database") => Self::ReadOnly,
             _ => Self::Sql(error),
         }
     }
@@ -111,6 +117,13 @@ impl Store {
     async fn open_file(path: &Path, mode: StoreMode) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
+        match OpenOptions::new().write(true).open(path) {
+            // SQLite would leave files beside it that nobody can write.
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                return Err(StoreError::ReadOnly);
+            }
+            _ => {}
+        }
         let url = format!("sqlite://{}?mode=rwc", path.display());
         let connect = || async {
             let mut connection = AnyConnection::connect(&url).await?;

@@ -25,6 +25,7 @@ use super::hello::{self, Introduction};
 use super::{HEARTBEAT_INTERVAL, KnownRunner, LEASE, LinkHandle, Mode};
 use crate::auth::keys::{credential, unauthenticated};
 use crate::auth::secret::{CREDENTIAL_PREFIX, hash, random, same};
+use crate::planted;
 use crate::relay::{AgentStream, Relay};
 use crate::sandbox::service::Sandboxes;
 use crate::store::runners;
@@ -194,8 +195,10 @@ impl RunnerLinks {
                 }
             };
             self.sandboxes.fleet.heard(id, self.sandboxes.clock.now());
-            if let Err(error) = self.take(id, message).await {
-                tracing::warn!(runner = %id, %error, "message of a runner was not taken");
+            for message in std::iter::repeat_n(message, planted::copies()) {
+                if let Err(error) = self.take(id, message).await {
+                    tracing::warn!(runner = %id, %error, "message of a runner was not taken");
+                }
             }
         }
     }

@@ -27,9 +27,18 @@ pub(crate) enum Event {
 const BROKEN_MAX_MS: u64 = 45_000;
 /// Between two faults.
 const PAUSE_MAX_MS: u64 = 6_000;
+/// In each so manieth world everything takes so many times longer: minutes.
+const SLOW_EACH: u64 = 10;
+const SLOWER: u64 = 6;
+
+/// How much slower things go in the world of a seed.
+pub(crate) fn slowness(seed: u64) -> u64 {
+    if seed.is_multiple_of(SLOW_EACH) { SLOWER } else { 1 }
+}
 
 /// All events until `end`, in their order.
 pub(crate) fn plan(world: &World, seed: u64, end: Duration) -> Vec<(Duration, Event)> {
+    let slow = slowness(seed);
     let mut chance = Chance::new(seed.wrapping_mul(17));
     let runners: Vec<String> = world.machines.keys().cloned().collect();
     let mut events = Vec::new();
@@ -38,7 +47,7 @@ pub(crate) fn plan(world: &World, seed: u64, end: Duration) -> Vec<(Duration, Ev
         let runner = chance.pick(&runners).cloned().unwrap_or_default();
         // Most outages are short.
         let share = chance.between(1, 100) * chance.between(1, 100);
-        let until = at + Duration::from_millis(200 + BROKEN_MAX_MS * share / 10_000);
+        let until = at + Duration::from_millis(200 + slow * BROKEN_MAX_MS * share / 10_000);
         let anybody = chance.pick(&[SERVER, &runner]).map(|name| (*name).to_owned()).unwrap_or_default();
         let server = SERVER.to_owned();
         let far = chance.pick(&[CLIENT, &runner, &runner]).map(|name| (*name).to_owned()).unwrap_or_default();
@@ -60,7 +69,7 @@ pub(crate) fn plan(world: &World, seed: u64, end: Duration) -> Vec<(Duration, Ev
         };
         events.push((at, event));
         events.push((until, mended));
-        at += Duration::from_millis(chance.between(100, PAUSE_MAX_MS));
+        at += Duration::from_millis(slow * chance.between(100, PAUSE_MAX_MS));
     }
     events.sort_by_key(|(at, _)| *at);
     events

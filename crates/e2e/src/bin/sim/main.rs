@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use dispense_server::planted::{Bug, plant};
+use dispense_server::planted::{Bug, plant, repeat_each};
 
 use workload::{Journal, Shared, lock};
 use world::{CLIENT, RUNNERS, World};
@@ -26,6 +26,8 @@ const TROUBLE: Duration = Duration::from_secs(100);
 /// Afterwards everything settles within this: above the longest reconnect delay, the stall of a backend, and the
 /// time after which a silent agent is lost and found.
 const QUIET: Duration = Duration::from_secs(240);
+/// Each so manieth message of a runner comes twice.
+const REPEAT_EACH: usize = 5;
 /// Between looks at the quiet world.
 const QUIET_LOOK: Duration = Duration::from_secs(2);
 
@@ -192,16 +194,18 @@ fn in_child(seed: u64, bug: &str, verbose: bool) -> Outcome {
 fn simulate(seed: u64, bug: Option<Bug>, verbose: bool) -> Outcome {
     sys::seed(seed);
     plant(bug);
+    repeat_each(REPEAT_EACH);
     let world = World::new(RUNNERS).expect("room for a temporary directory");
     let journal: Shared = Arc::default();
-    let mut sim = world.build(seed, TROUBLE + QUIET * 2);
+    let trouble = TROUBLE * u32::try_from(faults::slowness(seed)).unwrap_or(1);
+    let mut sim = world.build(seed, trouble + QUIET * 2);
     let (credentials, shared) = (world.credentials.clone(), journal.clone());
     sim.host(CLIENT, move || workload::work(credentials.clone(), shared.clone(), seed));
     let mut fingerprint = DefaultHasher::new();
     let mut violations = Vec::new();
-    let mut events = VecDeque::from(faults::plan(&world, seed, TROUBLE));
+    let mut events = VecDeque::from(faults::plan(&world, seed, trouble));
     let faults = events.len() / 2;
-    while sim.elapsed() < TROUBLE && violations.is_empty() {
+    while sim.elapsed() < trouble && violations.is_empty() {
         while events.front().is_some_and(|(at, _)| *at <= sim.elapsed())
             && let Some((at, event)) = events.pop_front()
         {

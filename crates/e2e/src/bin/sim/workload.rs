@@ -9,6 +9,7 @@ use dispense_client::v1::process_event::Kind;
 use dispense_client::{Client, v1};
 
 use crate::chance::Chance;
+use crate::faults::slowness;
 use crate::world::{self, Credentials};
 
 /// Between two things that the client does.
@@ -53,8 +54,9 @@ pub(crate) async fn work(credentials: Arc<Mutex<Option<Credentials>>>, journal: 
         }
     });
     let mut chance = Chance::new(seed.wrapping_mul(31));
+    let slow = slowness(seed);
     for number in 0.. {
-        tokio::time::sleep(Duration::from_millis(chance.between(10, PAUSE_MAX_MS))).await;
+        tokio::time::sleep(Duration::from_millis(slow * chance.between(10, PAUSE_MAX_MS))).await;
         if lock(&journal).over {
             break;
         }
