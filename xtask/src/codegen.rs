@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail};
 use prost::Message;
 
 const FILES: &[&str] = &[
+    "common.proto",
+    "dispense.proto",
     "dispense/v1/sandbox.proto",
     "dispense/v1/process.proto",
     "dispense/v1/file.proto",
@@ -16,6 +18,7 @@ const FILES: &[&str] = &[
     "dispense/v1/runner.proto",
     "dispense/v1/job.proto",
     "dispense/v1/log.proto",
+    "dispense/v1/key.proto",
     "dispense/runner/v1/runner.proto",
     "dispense/agent/v1/agent.proto",
 ];

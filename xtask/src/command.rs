@@ -33,6 +33,12 @@ impl Step {
         self
     }
 
+    /// Adds a flag with a path.
+    pub(crate) fn arg(mut self, flag: &str, path: &std::path::Path) -> Self {
+        self.0.arg(flag).arg(path);
+        self
+    }
+
     /// Sets a variable of the environment.
     pub(crate) fn env(mut self, key: &str, value: &str) -> Self {
         self.0.env(key, value);

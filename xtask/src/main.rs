@@ -1,5 +1,6 @@
 //! The project's only door for checks, tests, benches and releases: `cargo xtask --help`.
 
+mod clients;
 mod codegen;
 mod command;
 mod dist;
@@ -46,6 +47,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Installs the clients of other makes that tests drive, below the target directory, from PyPI and npm
+    Clients,
     /// The rules of the house that a program can check
     Tidy,
     /// Generates the Rust types of `proto/` into `crates/api/src/generated`
@@ -75,6 +78,7 @@ fn main() -> Result<()> {
             cargo(["build", "--package", "dispense-cli"]).run()?;
             tool("chaos", &words)
         }
+        Task::Clients => clients::install(root()),
         Task::Tidy => tidy::run(root()),
         Task::Codegen { check } => codegen::run(root(), check),
         Task::Dist => dist::run(root()),

@@ -21,6 +21,9 @@ pub mod status;
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes, reason = "generated from proto/")]
 #[rustfmt::skip]
 mod generated {
+    pub mod dispense {
+        include!("generated/dispense.rs");
+    }
     pub mod v1 {
         include!("generated/dispense.v1.rs");
     }
@@ -38,6 +41,8 @@ mod generated {
 
 /// Wire messages of package `dispense.agent.v1`: between server or runner and agent.
 pub use generated::agent::v1 as agent;
+/// Wire messages of package `dispense`: `DispenseService`.
+pub use generated::dispense as service;
 /// Wire messages of package `dispense.runner.v1`: between server and runner.
 pub use generated::runner::v1 as runner;
 /// Wire messages of package `dispense.v1`: what clients see.

@@ -197,6 +197,7 @@ fn start_error(error: &StartError) -> Error {
         StartError::DataDir(dispense_server::DataDirError::InUse { .. }) => lease::IN_USE,
         StartError::DataDir(_) => "data_dir",
         StartError::Store { .. } => "database",
+        StartError::Vault(_) => "vault",
         StartError::Listen { .. } => "listen",
     };
     Error::new(Code::FailedPrecondition, reason, error.to_string())

@@ -289,6 +289,19 @@ pub struct Up<'a> {
 }
 
 impl Up<'_> {
+    /// Host and port of the public door.
+    pub fn address(&self) -> String {
+        let text = self.host.ok(&["config", "show", "--output", "json"]);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        json["url"].as_str().expect("it serves").trim_start_matches("http://").to_owned()
+    }
+
+    /// The administrator's key.
+    pub fn key(&self) -> String {
+        let key = fs::read_to_string(self.host.data_dir().join("admin.key")).expect("the server wrote it");
+        key.trim().to_owned()
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("stopped only once").id()

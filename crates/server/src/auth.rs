@@ -1,11 +1,14 @@
 //! Who may call: API keys for people and programs, tokens for sandboxes and runners. Each kind opens only
 //! what it is for.
 
+pub(crate) mod issue;
 pub(crate) mod keys;
+mod scope;
 pub(crate) mod secret;
 pub(crate) mod table;
 
 pub(crate) use keys::{ApiKey, Keys, Principal};
+pub(crate) use scope::Scope;
 
 /// What a key allows; each role includes those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -112,10 +112,15 @@ impl DataDir {
 
     /// The first line of a file, if it is there.
     pub(crate) fn read(&self, name: &str) -> Result<Option<String>, DataDirError> {
+        Ok(self.read_lines(name)?.into_iter().next())
+    }
+
+    /// The lines of a file that have something; none when it is not there.
+    pub(crate) fn read_lines(&self, name: &str) -> Result<Vec<String>, DataDirError> {
         let path = self.path.join(name);
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.lines().next().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Ok(text) => Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
             Err(source) => Err(DataDirError::Io { action: "read", path, source }),
         }
     }

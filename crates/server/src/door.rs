@@ -8,24 +8,36 @@ mod grpc;
 pub(crate) mod listener;
 mod request;
 mod rest;
+mod service;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
+use bytes::Buf;
 use dispense_api::error::{Code, Error};
 use dispense_api::method::Method;
 use http::{HeaderMap, HeaderValue, Request};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use service::Inline;
+use tonic::body::Body as GrpcBody;
 use tonic::service::Routes;
-use tower::ServiceExt;
+use tonic_web::GrpcWebLayer;
+use tower::{Layer, ServiceExt, service_fn};
 
 use crate::auth::table::{self, Need};
 use crate::auth::{Keys, Principal};
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
+use crate::vault::Vault;
+
+/// Of the body of a refused request this much is read before the answer.
+const REFUSED_MAX_BYTES: usize = 256 << 10;
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the doors work with.
 #[derive(Clone)]
@@ -33,6 +45,7 @@ pub(crate) struct Parts {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) vault: Arc<Vault>,
 }
 
 /// The public port.
@@ -44,31 +57,91 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    pub(crate) fn new(parts: Parts) -> Self {
-        Self { grpc: grpc::routes(&parts), rest: rest::router(parts.clone()), parts }
+    pub(crate) async fn new(parts: Parts) -> Self {
+        let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
+        Self { grpc: grpc::routes(&parts).await.add_service(service::server(&parts)).prepare(), rest, parts }
     }
 
     /// Answers one request.
     pub(crate) async fn serve(self, request: Request<Incoming>) -> Result<Response, Infallible> {
-        let is_grpc = request
-            .headers()
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        if !is_grpc {
-            return self.rest.oneshot(request.map(Body::new)).await;
+        let content_type = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        if content_type.starts_with(b"application/grpc-web") {
+            let grpc = service_fn(|request| self.clone().grpc(request));
+            let response = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
+            Ok(response.unwrap_or_else(|never| match never {}).map(Body::new))
+        } else if content_type.starts_with(b"application/grpc") {
+            let response = self.grpc(request.map(GrpcBody::new)).await;
+            Ok(response.unwrap_or_else(|never| match never {}).map(Body::new))
+        } else {
+            self.rest.oneshot(request.map(Body::new)).await
         }
-        if let Err(error) = authorise(&self.parts.keys, request.headers(), table::grpc(request.uri().path())) {
-            return Ok(grpc_refusal(&error));
-        }
-        if let Some(method) = request.uri().path().strip_prefix('/').and_then(Method::parse) {
-            return Ok(match data::call(&self.parts, method, request).await {
-                Ok(response) => response.map(Body::new),
-                Err(error) => grpc_refusal(&error),
-            });
-        }
-        let response = self.grpc.oneshot(request.map(tonic::body::Body::new)).await;
-        Ok(response.unwrap_or_else(|never| match never {}).map(Body::new))
     }
+
+    async fn grpc(self, request: Request<GrpcBody>) -> Result<http::Response<GrpcBody>, Infallible> {
+        let inline = Inline::asked(request.headers(), request.uri().path());
+        let response = self.call(request).await;
+        Ok(match inline {
+            Some(inline) => inline.apply(response),
+            None => response,
+        })
+    }
+
+    async fn call(self, mut request: Request<GrpcBody>) -> http::Response<GrpcBody> {
+        let need = table::grpc(request.uri().path());
+        let caller = match admit(&self.parts.keys, &mut request, need).await {
+            Ok(caller) => caller,
+            Err(error) => return grpc_refusal(error),
+        };
+        if let (Some(method), Some(caller)) = (request.uri().path().strip_prefix('/').and_then(Method::parse), &caller)
+        {
+            return match data::call(&self.parts, caller, method, request).await {
+                Ok(response) => response.map(GrpcBody::new),
+                Err(error) => grpc_refusal(error),
+            };
+        }
+        self.grpc.oneshot(request).await.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// Lets a request in, or not; its handler finds the caller among its extensions.
+async fn admit<B>(keys: &Keys, request: &mut Request<B>, need: Option<Need>) -> Result<Option<Principal>, Error>
+where
+    B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
+{
+    match authorise(keys, request.headers(), need) {
+        Ok(caller) => {
+            if let Some(caller) = caller.clone() {
+                request.extensions_mut().insert(caller);
+            }
+            Ok(caller)
+        }
+        Err(error) => {
+            read_away(request).await;
+            Err(error)
+        }
+    }
+}
+
+/// Reads the body of a refused request. Over HTTP/1.1 an answer before the end of the request closes the
+/// connection, and a client that still writes would see that instead of the answer.
+async fn read_away<B>(request: &mut Request<B>)
+where
+    B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
+{
+    if request.version() >= http::Version::HTTP_2 {
+        return;
+    }
+    let read = async {
+        let mut bytes = 0;
+        while let Some(Ok(frame)) = request.body_mut().frame().await {
+            bytes += frame.data_ref().map_or(0, Buf::remaining);
+            if bytes > REFUSED_MAX_BYTES {
+                return;
+            }
+        }
+    };
+    // A slow one is answered all the same.
+    let _ = tokio::time::timeout(REFUSED_TIMEOUT, read).await;
 }
 
 /// Who calls, if what the route needs is there.
@@ -99,8 +172,8 @@ fn authorise(keys: &Keys, headers: &HeaderMap, need: Option<Need>) -> Result<Opt
 }
 
 /// A gRPC answer that is only a status.
-fn grpc_refusal(error: &Error) -> Response {
-    tonic::Status::from(error.clone()).into_http::<Body>().into_response()
+fn grpc_refusal(error: Error) -> http::Response<GrpcBody> {
+    tonic::Status::from(error).into_http()
 }
 
 /// The content type of gRPC answers.

@@ -163,6 +163,19 @@ impl Fleet {
         f(&mut self.entries.lock().expect("no holder panics"))
     }
 
+    /// Whether a runner is on the server's own machine; `None` for one that is not known.
+    pub(crate) fn is_local(&self, runner: &RunnerId) -> Option<bool> {
+        self.with(|entries| entries.runners.get(runner).map(|entry| entry.known.facts.embedded))
+    }
+
+    /// Those on the server's own machine.
+    pub(crate) fn local_runners(&self) -> Vec<RunnerId> {
+        self.with(|entries| {
+            let local = entries.runners.values().filter(|entry| entry.known.facts.embedded);
+            local.map(|entry| entry.known.id.clone()).collect()
+        })
+    }
+
     /// The runner of a credential that was seen before.
     pub(crate) fn of_credential(&self, hash: &str) -> Option<RunnerId> {
         self.with(|entries| entries.credentials.get(hash).cloned())
@@ -367,6 +380,7 @@ fn candidate(entry: &Entry) -> Candidate {
     Candidate {
         id: entry.known.id.clone(),
         name: facts.name.clone(),
+        local: entry.known.facts.embedded,
         connected: entry.link.is_some(),
         open: entry.known.mode == Mode::Open,
         labels: facts.labels.clone(),

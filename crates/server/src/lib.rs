@@ -20,6 +20,7 @@ mod relay;
 mod sandbox;
 mod store;
 mod sweep;
+mod vault;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
 use store::{Store, StoreError};
+use vault::Vault;
 
 pub use store::StoreMode;
 
@@ -108,6 +110,9 @@ pub enum StartError {
         /// Why.
         cause: String,
     },
+    /// What is sealed in the database cannot be opened.
+    #[error("failed to open the stored secrets: {0}")]
+    Vault(String),
     /// The port is taken, or not ours to take.
     #[error("failed to listen on {address}: {source}: choose another with {flag}")]
     Listen {
@@ -175,6 +180,7 @@ impl Server {
             Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
         });
         let secret = Arc::new(ServerSecret::new(secret.await.map_err(failed)?));
+        let vault = Vault::open(&data_dir, store.clone(), false).await?;
         let known = store::runners::all(store.readers()).await.map_err(failed)?;
         let used = store::sandboxes::used(store.readers()).await.map_err(failed)?;
         let fleet = Arc::new(Fleet::new(known, &used));
@@ -194,7 +200,7 @@ impl Server {
             runner_address: runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
             join_token: secret.join_token(),
-            parts: Parts { sandboxes, relay, keys: Arc::new(keys) },
+            parts: Parts { sandboxes, relay, keys: Arc::new(keys), vault: Arc::new(vault) },
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             _data_dir: data_dir,
@@ -202,12 +208,12 @@ impl Server {
         if config.embedded {
             server.delete_leased().await;
         }
-        server.serve(public, runners);
+        server.serve(public, runners).await;
         Ok(server)
     }
 
-    fn serve<L: Listener>(&self, public: L, runners: L) {
-        let doors = Doors::new(self.parts.clone());
+    async fn serve<L: Listener>(&self, public: L, runners: L) {
+        let doors = Doors::new(self.parts.clone()).await;
         let service = move |request| doors.clone().serve(request);
         self.tasks.spawn(listener::serve(
             public,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use dispense_api::id::RunnerId;
 
-use crate::sandbox::spec::{Network, Spec};
+use crate::sandbox::spec::{Locality, Network, Spec};
 
 /// Room in four dimensions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -96,6 +96,8 @@ impl Target {
 pub(crate) struct Candidate {
     pub(crate) id: RunnerId,
     pub(crate) name: String,
+    /// On the server's own machine.
+    pub(crate) local: bool,
     pub(crate) connected: bool,
     /// It takes new sandboxes.
     pub(crate) open: bool,
@@ -112,6 +114,8 @@ pub(crate) struct Candidate {
 pub(crate) enum Misfit {
     /// It is not what the target says.
     NotTarget,
+    /// It is on the server's machine, or is not, and the other was asked for.
+    Elsewhere(Locality),
     Offline,
     /// It takes nothing new.
     Closed,
@@ -132,7 +136,12 @@ impl Misfit {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Offline | Self::Closed | Self::Full(..) => true,
-            Self::NotTarget | Self::Template | Self::Network(_) | Self::Unenforced(..) | Self::TooLarge(..) => false,
+            Self::NotTarget
+            | Self::Elsewhere(_)
+            | Self::Template
+            | Self::Network(_)
+            | Self::Unenforced(..)
+            | Self::TooLarge(..) => false,
         }
     }
 }
@@ -141,6 +150,8 @@ impl std::fmt::Display for Misfit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotTarget => write!(f, "is not the target"),
+            Self::Elsewhere(Locality::Remote) => write!(f, "is on the server's machine"),
+            Self::Elsewhere(_) => write!(f, "is not on the server's machine"),
             Self::Offline => write!(f, "is offline"),
             Self::Closed => write!(f, "takes nothing new (cordoned or draining)"),
             Self::Template => write!(f, "does not have the template"),
@@ -196,6 +207,9 @@ fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     };
     if !on_target {
         return Some(Misfit::NotTarget);
+    }
+    if (spec.locality == Locality::Local && !runner.local) || (spec.locality == Locality::Remote && runner.local) {
+        return Some(Misfit::Elsewhere(spec.locality));
     }
     if !runner.templates.contains(&spec.template) {
         return Some(Misfit::Template);

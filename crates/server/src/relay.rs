@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::Streaming;
 
 use crate::fleet::Fleet;
+use crate::sandbox::Sandbox;
 
 /// Sessions that wait for their dial-back; past it callers are told to come again.
 const WAITING_MAX: usize = 16_384;
@@ -30,6 +31,21 @@ pub(crate) struct Route {
     pub(crate) sandbox: SandboxId,
     pub(crate) generation: Generation,
     pub(crate) runner: RunnerId,
+    pub(crate) group: String,
+    pub(crate) owner: String,
+}
+
+impl Route {
+    /// To a sandbox on its runner.
+    pub(crate) fn to(sandbox: &Sandbox, runner: &RunnerId) -> Self {
+        Self {
+            sandbox: sandbox.id.clone(),
+            generation: sandbox.life.generation,
+            runner: runner.clone(),
+            group: sandbox.group.clone(),
+            owner: sandbox.owner.clone(),
+        }
+    }
 }
 
 /// A byte stream to an agent, as frames of a session.

@@ -13,6 +13,7 @@ pub(crate) mod routes;
 pub(crate) mod service;
 pub(crate) mod spec;
 pub(crate) mod view;
+pub(crate) mod visible;
 
 use std::collections::BTreeMap;
 
@@ -27,6 +28,8 @@ pub(crate) struct Sandbox {
     pub(crate) id: SandboxId,
     pub(crate) name: String,
     pub(crate) group: String,
+    /// The account that created it.
+    pub(crate) owner: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) spec: Spec,
     pub(crate) life: Lifecycle,

@@ -13,6 +13,7 @@ pub(crate) mod meta;
 mod readers;
 pub(crate) mod runners;
 pub(crate) mod sandboxes;
+pub(crate) mod secrets;
 mod writer;
 
 use std::fs::OpenOptions;

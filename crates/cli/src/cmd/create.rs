@@ -74,6 +74,8 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
             u32::try_from(ttl.as_secs().max(1)).map_err(|_| usage("ttl: use at most ten years"))
         })?,
         lease_secs: 0,
+        // A `--target` says more.
+        locality: v1::Locality::Unspecified.into(),
         require_limits: args.require_limits,
         target: args.target.unwrap_or_default(),
         auto_stop_mins: args.auto_stop.map_or(Ok(0), |time| {

@@ -7,12 +7,14 @@ use std::time::SystemTime;
 use dispense_api::error::{Code, Error};
 use http::HeaderMap;
 
-use super::Role;
 use super::secret::hash;
+use super::{Role, Scope};
 use crate::clock::micros;
 
 /// Before the 40 hex digits.
 pub(crate) const KEY_PREFIX: &str = "dsp_";
+/// The second is what some SDKs insist on.
+pub(crate) const KEY_PREFIXES: [&str; 2] = [KEY_PREFIX, "e2b_"];
 /// Characters that are shown in lists.
 const SHOWN_CHARS: usize = 12;
 
@@ -26,14 +28,22 @@ pub(crate) struct ApiKey {
     pub(crate) role: Role,
     pub(crate) created_at: i64,
     pub(crate) expires_at: Option<i64>,
+    /// Whom it belongs to: a key and those that replace it have the same.
+    pub(crate) account: String,
+    pub(crate) scope: Scope,
+    pub(crate) revoked_at: Option<i64>,
 }
 
 impl ApiKey {
     /// The record of a key.
     pub(crate) fn of(secret: &str, name: &str, role: Role) -> Self {
         let hash = hash(secret);
+        let id = format!("key{}", &hash[..20]);
         Self {
-            id: format!("key{}", &hash[..20]),
+            account: id.clone(),
+            scope: Scope::All,
+            revoked_at: None,
+            id,
             name: name.to_owned(),
             prefix: secret.chars().take(SHOWN_CHARS).collect(),
             hash,
@@ -44,14 +54,23 @@ impl ApiKey {
     }
 }
 
+impl ApiKey {
+    /// Whether it opens anything.
+    pub(crate) fn is_active(&self, now: i64) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| at > now)
+    }
+}
+
 /// Who calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Principal {
     pub(crate) key_id: String,
+    pub(crate) account: String,
     pub(crate) role: Role,
+    pub(crate) scope: Scope,
 }
 
-/// Every valid key.
+/// Every key; those that have ended open nothing.
 pub(crate) struct Keys {
     /// By hash: a timing of the lookup tells something of the hash and nothing of the key.
     by_hash: RwLock<HashMap<String, ApiKey>>,
@@ -60,6 +79,18 @@ pub(crate) struct Keys {
 impl Keys {
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
         Self { by_hash: RwLock::new(keys.into_iter().map(|key| (key.hash.clone(), key)).collect()) }
+    }
+
+    /// Takes a key, or what has become of it.
+    pub(super) fn keep(&self, key: ApiKey) {
+        self.by_hash.write().expect("no holder panics").insert(key.hash.clone(), key);
+    }
+
+    /// Every key, newest first.
+    pub(crate) fn all(&self) -> Vec<ApiKey> {
+        let mut all: Vec<ApiKey> = self.by_hash.read().expect("no holder panics").values().cloned().collect();
+        all.sort_by(|a, b| (b.created_at, &b.id).cmp(&(a.created_at, &a.id)));
+        all
     }
 
     /// Who the headers say is calling. Credentials stand in headers only, never in a query.
@@ -72,15 +103,16 @@ impl Keys {
         let secret = credential(headers).ok_or_else(missing)?;
         let unknown =
             || unauthenticated("the API key is not valid: it was mistyped, has expired, or is of another server");
-        if !secret.starts_with(KEY_PREFIX) {
+        if !KEY_PREFIXES.iter().any(|prefix| secret.starts_with(prefix)) {
             return Err(unknown());
         }
         let keys = self.by_hash.read().expect("no holder panics");
         let key = keys.get(&hash(secret)).ok_or_else(unknown)?;
-        if key.expires_at.is_some_and(|at| at <= micros(SystemTime::now())) {
+        if !key.is_active(micros(SystemTime::now())) {
             return Err(unknown());
         }
-        Ok(Principal { key_id: key.id.clone(), role: key.role })
+        let (key_id, account) = (key.id.clone(), key.account.clone());
+        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone() })
     }
 }
 

@@ -15,9 +15,14 @@ pub(crate) const CREDENTIAL_PREFIX: &str = "dsr_";
 
 /// A new secret.
 pub(crate) fn random(prefix: &str) -> String {
-    let mut bytes = [0; SECRET_BYTES];
+    format!("{prefix}{}", hex(&random_bytes::<SECRET_BYTES>()))
+}
+
+/// Bytes that nobody can guess.
+pub(crate) fn random_bytes<const COUNT: usize>() -> [u8; COUNT] {
+    let mut bytes = [0; COUNT];
     getrandom::fill(&mut bytes).expect("the kernel gives randomness to every process");
-    format!("{prefix}{}", hex(&bytes))
+    bytes
 }
 
 /// SHA-256 in hex. A secret has 160 random bits, so a fast hash is right.
@@ -25,7 +30,8 @@ pub(crate) fn hash(secret: &str) -> String {
     hex(&Sha256::digest(secret.as_bytes()))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Two lower-case digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

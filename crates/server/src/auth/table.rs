@@ -17,6 +17,22 @@ pub(crate) enum Need {
 
 /// Routes of gRPC services that the server answers itself, as in the request's path.
 pub(crate) const GRPC: &[(&str, Need)] = &[
+    ("/dispense.DispenseService/CreateSandbox", Need::Role(Role::Member)),
+    ("/dispense.DispenseService/ListSandboxes", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/DeleteSandbox", Need::Role(Role::Member)),
+    ("/dispense.DispenseService/GetSandbox", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/WaitForSandbox", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/RunClaudeTask", Need::Role(Role::Member)),
+    ("/dispense.DispenseService/GetClaudeStatus", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/GetClaudeLogs", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/GetAPIKey", Need::Role(Role::Viewer)),
+    ("/dispense.DispenseService/SetAPIKey", Need::Role(Role::Admin)),
+    ("/dispense.DispenseService/ValidateAPIKey", Need::Role(Role::Member)),
+    ("/grpc.health.v1.Health/Check", Need::Open),
+    ("/grpc.health.v1.Health/List", Need::Open),
+    ("/grpc.health.v1.Health/Watch", Need::Open),
+    ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", Need::Role(Role::Viewer)),
+    ("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", Need::Role(Role::Viewer)),
     ("/dispense.v1.SandboxService/CreateSandbox", Need::Role(Role::Member)),
     ("/dispense.v1.SandboxService/GetSandbox", Need::Role(Role::Viewer)),
     ("/dispense.v1.SandboxService/ListSandboxes", Need::Role(Role::Viewer)),
@@ -31,6 +47,10 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
     ("/dispense.v1.RunnerService/UncordonRunner", Need::Role(Role::Admin)),
     ("/dispense.v1.RunnerService/DrainRunner", Need::Role(Role::Admin)),
     ("/dispense.v1.LogService/GetLogs", Need::Role(Role::Viewer)),
+    ("/dispense.v1.KeyService/CreateKey", Need::Role(Role::Admin)),
+    ("/dispense.v1.KeyService/ListKeys", Need::Role(Role::Admin)),
+    ("/dispense.v1.KeyService/RotateKey", Need::Role(Role::Admin)),
+    ("/dispense.v1.KeyService/RevokeKey", Need::Role(Role::Admin)),
     ("/dispense.v1.JobService/ListJobs", Need::Role(Role::Viewer)),
     ("/dispense.v1.JobService/GetJob", Need::Role(Role::Viewer)),
 ];
@@ -39,6 +59,17 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
 pub(crate) const REST: &[(&str, &str, Need)] = &[
     ("GET", "/healthz", Need::Open),
     ("GET", "/readyz", Need::Open),
+    ("POST", "/v1/sandboxes", Need::Role(Role::Member)),
+    ("GET", "/v1/sandboxes", Need::Role(Role::Viewer)),
+    ("GET", "/v1/sandboxes/{identifier}", Need::Role(Role::Viewer)),
+    ("DELETE", "/v1/sandboxes/{identifier}", Need::Role(Role::Member)),
+    ("POST", "/v1/sandboxes/{identifier}/wait", Need::Role(Role::Viewer)),
+    ("POST", "/v1/claude/tasks", Need::Role(Role::Member)),
+    ("GET", "/v1/claude/{sandbox_identifier}/status", Need::Role(Role::Viewer)),
+    ("GET", "/v1/claude/{sandbox_identifier}/logs", Need::Role(Role::Viewer)),
+    ("GET", "/v1/config/api-key", Need::Role(Role::Viewer)),
+    ("POST", "/v1/config/api-key", Need::Role(Role::Admin)),
+    ("POST", "/v1/config/api-key/validate", Need::Role(Role::Member)),
     ("GET", "/api/v1/sandboxes", Need::Role(Role::Viewer)),
     ("POST", "/api/v1/sandboxes", Need::Role(Role::Member)),
     ("GET", "/api/v1/sandboxes/{id}", Need::Role(Role::Viewer)),
@@ -81,16 +112,16 @@ mod tests {
         use prost::Message;
         let set = prost_types::FileDescriptorSet::decode(dispense_api::FILE_DESCRIPTOR_SET).expect("ours");
         let mut methods = 0;
-        for file in set.file.iter().filter(|file| file.package() == "dispense.v1") {
+        for file in set.file.iter().filter(|file| ["dispense", "dispense.v1"].contains(&file.package())) {
             for service in &file.service {
                 for method in &service.method {
-                    let path = format!("/dispense.v1.{}/{}", service.name(), method.name());
+                    let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
                     assert!(matches!(grpc(&path), Some(Need::Role(_))), "{path} has no row");
                     methods += 1;
                 }
             }
         }
-        assert!(methods > 25, "the descriptors were read");
+        assert!(methods > 36, "the descriptors were read");
     }
 
     #[test]

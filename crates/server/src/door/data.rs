@@ -13,11 +13,12 @@ use dispense_api::method::Method;
 use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use prost::Message;
 use tokio::sync::mpsc;
+use tonic::body::Body;
 
 use super::{GRPC, Parts};
+use crate::auth::Principal;
 use answer::Answer;
 
 /// From the start of a call to the end of its first message.
@@ -33,12 +34,17 @@ struct Addressed {
 }
 
 /// Carries one call.
-pub(super) async fn call(parts: &Parts, method: Method, request: Request<Incoming>) -> Result<Response<Answer>, Error> {
+pub(super) async fn call(
+    parts: &Parts,
+    caller: &Principal,
+    method: Method,
+    request: Request<Body>,
+) -> Result<Response<Answer>, Error> {
     let request_id = request_id(&request);
     let mut body = request.into_body();
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, first_message(&mut body)).await;
     let (sandbox, begun) = first.map_err(|_| protocol("the first message did not come in time"))??;
-    let route = parts.sandboxes.route(&sandbox, START_TIMEOUT).await?;
+    let route = parts.sandboxes.seen_by(caller).route(&sandbox, method.access(), START_TIMEOUT).await?;
     let stream = parts.relay.open(&route, START_TIMEOUT).await?;
     let mut head = BytesMut::with_capacity(begun.len() + 128);
     frame::encode_call(method.path(), &request_id, &mut head);
@@ -50,7 +56,7 @@ pub(super) async fn call(parts: &Parts, method: Method, request: Request<Incomin
 }
 
 /// Reads the body until its first message is whole: the sandbox's name, and all bytes so far.
-async fn first_message(body: &mut Incoming) -> Result<(String, Bytes), Error> {
+async fn first_message(body: &mut Body) -> Result<(String, Bytes), Error> {
     let mut begun = BytesMut::new();
     loop {
         if let Some(header) = Header::peek(&begun, limits::REQUEST_MESSAGE_MAX_BYTES).map_err(malformed)? {
@@ -75,7 +81,7 @@ async fn first_message(body: &mut Incoming) -> Result<(String, Bytes), Error> {
 }
 
 /// Passes the request's bytes to the agent. The end of the body is the end of this direction only.
-async fn send_up(mut body: Incoming, head: Bytes, outbound: mpsc::Sender<SessionFrame>) {
+async fn send_up(mut body: Body, head: Bytes, outbound: mpsc::Sender<SessionFrame>) {
     let send = async |kind| outbound.send(SessionFrame { kind: Some(kind) }).await.is_ok();
     if !send(Kind::Data(head)).await {
         return;
@@ -98,7 +104,7 @@ async fn send_up(mut body: Incoming, head: Bytes, outbound: mpsc::Sender<Session
     }
 }
 
-fn request_id(request: &Request<Incoming>) -> String {
+fn request_id(request: &Request<Body>) -> String {
     const REQUEST_ID_MAX_BYTES: usize = 128;
     let header = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
     header.filter(|text| text.len() <= REQUEST_ID_MAX_BYTES).unwrap_or_default().to_owned()

@@ -2,10 +2,17 @@
 
 use std::time::Duration;
 
-use dispense_api::error::Error;
+use dispense_api::error::{Code, Error};
 use dispense_api::limits;
 
+use crate::auth::Principal;
 use crate::sandbox::spec::invalid;
+
+/// Who calls: the doors were passed with a key, so that it is known.
+pub(super) fn caller<T>(request: &tonic::Request<T>) -> Result<Principal, Error> {
+    let missing = || Error::new(Code::Internal, "caller", "the caller is not known here");
+    request.extensions().get::<Principal>().cloned().ok_or_else(missing)
+}
 
 /// How long to wait, for a caller who asked to.
 pub(super) fn wait_bound(wait: bool, secs: u32) -> Result<Option<Duration>, Error> {

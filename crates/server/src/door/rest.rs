@@ -11,20 +11,20 @@ use axum::extract::{DefaultBodyLimit, MatchedPath, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use dispense_api::error::{Code, Error};
 use http::StatusCode;
 use serde::Deserialize;
 
 use super::request::{page_size, page_token, parse_page_token, wait_bound};
-use super::{Parts, authorise};
-use crate::auth::table;
+use super::{Parts, admit};
+use crate::auth::{Principal, table};
 use crate::job::JobStatus;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::lifecycle::{Desired, State as SandboxState};
 use crate::sandbox::spec::{self, invalid};
-use crate::store::sandboxes::{self, Filter};
-use crate::store::{jobs, meta};
+use crate::store::meta;
+use crate::store::sandboxes::Filter;
 use json::{JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJson};
 
 /// A specification with its environment.
@@ -79,9 +79,9 @@ pub(super) fn router(parts: Parts) -> Router {
         .with_state(parts)
 }
 
-async fn check(State(parts): State<Parts>, path: MatchedPath, request: Request, next: Next) -> Response {
+async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
     let need = table::rest(request.method().as_str(), path.as_str());
-    match authorise(&parts.keys, request.headers(), need) {
+    match admit(&parts.keys, &mut request, need).await {
         Ok(_) => next.run(request).await,
         Err(error) => Refusal(error).into_response(),
     }
@@ -113,6 +113,7 @@ struct ListQuery {
 
 async fn list_sandboxes(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Answer<Json<SandboxesJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
@@ -133,8 +134,9 @@ async fn list_sandboxes(
         states: words(&query.state).into_iter().map(state).collect::<Result<_, Error>>()?,
         limit,
         before: parse_page_token(&query.page_token)?,
+        ..Filter::default()
     };
-    let rows = sandboxes::list(parts.sandboxes.store.readers(), &filter).await?;
+    let rows = parts.sandboxes.seen_by(&caller).list(filter).await?;
     let next = rows.last().filter(|_| rows.len() == limit);
     let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
     let sandboxes = rows.iter().map(|row| SandboxJson::new(&parts.sandboxes, row)).collect();
@@ -143,18 +145,23 @@ async fn list_sandboxes(
 
 async fn create_sandbox(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     body: Result<Json<json::CreateJson>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<SandboxJson>)> {
     let Json(body) = body.map_err(|error| bad_body(&error))?;
     let timeout = wait_bound(body.wait, body.timeout_secs)?;
     let new = NewSandbox::parse(body.name, body.spec.try_into()?, body.labels, body.group)?;
-    let sandbox = parts.sandboxes.create(new).await?;
+    let sandbox = parts.sandboxes.seen_by(&caller).create(new).await?;
     let sandbox = parts.sandboxes.settled(sandbox, Desired::Running, timeout).await?;
     Ok((StatusCode::CREATED, Json(SandboxJson::new(&parts.sandboxes, &sandbox))))
 }
 
-async fn get_sandbox(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<SandboxJson>> {
-    let sandbox = parts.sandboxes.get(&id).await?;
+async fn get_sandbox(
+    State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
+    Path(id): Path<String>,
+) -> Answer<Json<SandboxJson>> {
+    let sandbox = parts.sandboxes.seen_by(&caller).get(&id).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
@@ -179,36 +186,39 @@ type ChangeParameters = Result<Query<ChangeQuery>, QueryRejection>;
 
 async fn delete_sandbox(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
 ) -> Answer<Json<SandboxJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
-    let sandbox = parts.sandboxes.delete(&id, query.force).await?;
+    let sandbox = parts.sandboxes.seen_by(&caller).delete(&id, query.force).await?;
     let sandbox = parts.sandboxes.settled(sandbox, Desired::Deleted, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
 async fn start_sandbox(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
 ) -> Answer<Json<SandboxJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
-    let sandbox = parts.sandboxes.start(&id).await?;
+    let sandbox = parts.sandboxes.seen_by(&caller).start(&id).await?;
     let sandbox = parts.sandboxes.settled(sandbox, Desired::Running, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
 async fn stop_sandbox(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
 ) -> Answer<Json<SandboxJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
     let timeout = query.timeout()?;
-    let sandbox = parts.sandboxes.stop(&id).await?;
+    let sandbox = parts.sandboxes.seen_by(&caller).stop(&id).await?;
     let sandbox = parts.sandboxes.settled(sandbox, Desired::Stopped, timeout).await?;
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
@@ -228,6 +238,7 @@ struct JobsQuery {
 
 async fn list_jobs(
     State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
     query: Result<Query<JobsQuery>, QueryRejection>,
 ) -> Answer<Json<JobsJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
@@ -240,23 +251,20 @@ async fn list_jobs(
                 .ok_or_else(|| invalid("status", format_args!("`{}` is no status of a job", spec::clip(text))))?,
         ),
     };
-    let sandbox = match query.sandbox.as_str() {
-        "" => None,
-        text => Some(match text.parse() {
-            Ok(id) => id,
-            Err(_) => parts.sandboxes.get(text).await?.id,
-        }),
-    };
     let limit = page_size(query.page_size)?;
     let before = parse_page_token(&query.page_token)?;
-    let rows = jobs::list(parts.sandboxes.store.readers(), sandbox.as_ref(), status, before, limit).await?;
+    let rows = parts.sandboxes.seen_by(&caller).jobs(&query.sandbox, status, before, limit).await?;
     let next = rows.last().filter(|_| rows.len() == limit);
     let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
     Ok(Json(JobsJson { jobs: rows.iter().map(JobJson::from).collect(), next_page_token }))
 }
 
-async fn get_job(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<JobJson>> {
-    let job = parts.sandboxes.job(&id).await?;
+async fn get_job(
+    State(parts): State<Parts>,
+    Extension(caller): Extension<Principal>,
+    Path(id): Path<String>,
+) -> Answer<Json<JobJson>> {
+    let job = parts.sandboxes.seen_by(&caller).job(&id).await?;
     Ok(Json(JobJson::from(&job)))
 }
 

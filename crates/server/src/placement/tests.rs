@@ -18,6 +18,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             lease_secs: 0,
             require_limits,
             auto_stop_mins: 0,
+            locality: Locality::Any,
             target: ["", "", "r1", "zone=a"][target].into(),
         },
     )
@@ -33,6 +34,7 @@ fn candidate() -> impl Strategy<Value = Candidate> {
         |(capacity, used, [connected, open, template, nat, limits, zone], name)| Candidate {
             id: RunnerId::random(),
             name: format!("r{name}"),
+            local: zone,
             connected,
             open,
             labels: if zone { [("zone".to_owned(), "a".to_owned())].into() } else { BTreeMap::new() },

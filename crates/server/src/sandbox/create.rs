@@ -26,6 +26,8 @@ pub(crate) struct NewSandbox {
     pub(crate) spec: Spec,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) group: String,
+    /// The account that it belongs to.
+    pub(crate) owner: String,
 }
 
 impl NewSandbox {
@@ -46,7 +48,8 @@ impl NewSandbox {
         {
             return Err(invalid("name", format_args!("`{name}` has the form of an id: choose another")));
         }
-        Ok(Self { name, spec: Spec::parse(spec)?, labels: spec::labels(labels)?, group: spec::group(group)? })
+        let (spec, labels, group) = (Spec::parse(spec)?, spec::labels(labels)?, spec::group(group)?);
+        Ok(Self { name, spec, labels, group, owner: String::new() })
     }
 }
 
@@ -154,6 +157,7 @@ fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now: i64) -> Sa
         id: SandboxId::random(),
         name,
         group: new.group.clone(),
+        owner: new.owner.clone(),
         labels: new.labels.clone(),
         life,
         reason: String::new(),

@@ -8,6 +8,7 @@ use dispense_api::v1::ProcessLog;
 
 use super::Sandbox;
 use super::service::Sandboxes;
+use crate::auth::Scope;
 use crate::job::Job;
 use crate::refusal::unknown_sandbox;
 use crate::store::{jobs, logs, sandboxes};
@@ -47,7 +48,7 @@ impl Sandboxes {
         let found = sandboxes::find_any(readers, id_or_name).await?;
         let sandbox = found.ok_or_else(|| unknown_sandbox(id_or_name))?;
         let logs = logs::of_sandbox(readers, &sandbox.id).await?;
-        let mut jobs = jobs::list(readers, Some(&sandbox.id), None, None, JOBS_MAX).await?;
+        let mut jobs = jobs::list(readers, &Scope::All, Some(&sandbox.id), None, None, JOBS_MAX).await?;
         jobs.reverse();
         Ok((sandbox, logs, jobs))
     }

@@ -22,9 +22,7 @@ impl Routes {
         let mut by_id = self.by_id.write().expect("no holder panics");
         match (sandbox.life.observed, &sandbox.runner) {
             (State::Starting | State::Running, Some(runner)) => {
-                let route =
-                    Route { sandbox: sandbox.id.clone(), generation: sandbox.life.generation, runner: runner.clone() };
-                by_id.insert(sandbox.id.clone(), route);
+                by_id.insert(sandbox.id.clone(), Route::to(sandbox, runner));
             }
             _ => {
                 by_id.remove(&sandbox.id);

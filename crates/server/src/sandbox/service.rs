@@ -283,9 +283,7 @@ impl Sandboxes {
             Err(Error::new(Code::FailedPrecondition, reason::SANDBOX_NOT_RUNNING, message))
         };
         match (sandbox.life.observed, &sandbox.runner) {
-            (State::Starting | State::Running | State::Lost, Some(runner)) => {
-                Ok(Route { sandbox: sandbox.id.clone(), generation: sandbox.life.generation, runner: runner.clone() })
-            }
+            (State::Starting | State::Running | State::Lost, Some(runner)) => Ok(Route::to(&sandbox, runner)),
             (State::Deleting | State::Deleted, _) => not_running("create another one"),
             _ => not_running(&format!("start it with `dispense start {}`", sandbox.name)),
         }

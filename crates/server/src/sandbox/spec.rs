@@ -42,6 +42,39 @@ pub(crate) struct Spec {
     pub(crate) target: String,
     /// 0: never.
     pub(crate) auto_stop_mins: u32,
+    #[serde(default)]
+    pub(crate) locality: Locality,
+}
+
+/// On whose machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Locality {
+    #[default]
+    Any,
+    /// The server's own.
+    Local,
+    /// Not the server's own.
+    Remote,
+}
+
+impl Locality {
+    /// As clients write it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "",
+            Self::Local => "local",
+            Self::Remote => "remote",
+        }
+    }
+
+    fn wire(self) -> v1::Locality {
+        match self {
+            Self::Any => v1::Locality::Unspecified,
+            Self::Local => v1::Locality::Local,
+            Self::Remote => v1::Locality::Remote,
+        }
+    }
 }
 
 /// Of a sandbox.
@@ -102,6 +135,12 @@ impl Spec {
             require_limits: spec.require_limits,
             target: spec.target,
             auto_stop_mins: spec.auto_stop_mins,
+            locality: match v1::Locality::try_from(spec.locality) {
+                Ok(v1::Locality::Unspecified) => Locality::Any,
+                Ok(v1::Locality::Local) => Locality::Local,
+                Ok(v1::Locality::Remote) => Locality::Remote,
+                Err(_) => return Err(invalid("spec.locality", "use `local` or `remote`")),
+            },
         };
         parsed.in_range()?;
         Ok(parsed)
@@ -149,6 +188,7 @@ impl Spec {
             require_limits: self.require_limits,
             target: self.target.clone(),
             auto_stop_mins: self.auto_stop_mins,
+            locality: self.locality.wire().into(),
         }
     }
 }

@@ -30,6 +30,7 @@ impl Sandboxes {
             unenforced_limits: self.unenforced(sandbox),
             waiting_for: self.waiting_for(sandbox).into_iter().collect(),
             job_id: sandbox.job.to_string(),
+            owner: sandbox.owner.clone(),
         }
     }
 

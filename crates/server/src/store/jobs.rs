@@ -6,6 +6,7 @@ use sqlx::any::AnyRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::{Readers, StoreError, json};
+use crate::auth::Scope;
 use crate::job::{Attempt, Job, JobStatus, JobType};
 
 const SELECT: &str = "SELECT id, type, sandbox_id, runner_id, status, error, attempts, created_at, deadline_at, started_at, finished_at FROM job ";
@@ -96,12 +97,14 @@ pub(crate) async fn find(readers: &Readers, id: &JobId) -> Result<Option<Job>, S
 /// A page, newest first.
 pub(crate) async fn list(
     readers: &Readers,
+    scope: &Scope,
     sandbox: Option<&SandboxId>,
     status: Option<JobStatus>,
     before: Option<(i64, String)>,
     limit: usize,
 ) -> Result<Vec<Job>, StoreError> {
     let mut query = QueryBuilder::new(format!("{SELECT} WHERE created_at >= 0"));
+    super::sandboxes::within_scope(&mut query, scope);
     if let Some(sandbox) = sandbox {
         query.push(" AND sandbox_id = ").push_bind(sandbox.to_string());
     }

@@ -3,18 +3,20 @@
 use std::collections::BTreeMap;
 
 use dispense_api::id::{Generation, RunnerId, SandboxId};
-use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
+use sqlx::{Any, AnyConnection};
 use sqlx::{QueryBuilder, Row};
 
 use super::{AnyQuery, Readers, StoreError, json};
+use crate::auth::Scope;
 use crate::placement::Room;
 use crate::sandbox::Sandbox;
 use crate::sandbox::lifecycle::{Desired, Lifecycle, State};
 
 const MICROS_PER_MINUTE: i64 = 60_000_000;
 const COLUMNS: &str = "id, name, group_name, labels, spec, desired, observed, reason, generation, revision, runner_id, \
-                       unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, lease_until, box_gone, asleep";
+                       unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, lease_until, box_gone, asleep, \
+                       owner";
 
 const STATES: [(State, &str); 10] = [
     (State::Pending, "pending"),
@@ -51,8 +53,8 @@ fn desired_str(desired: Desired) -> &'static str {
 pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
     let sql = "INSERT INTO sandbox (id, name, live_name, group_name, labels, spec, desired, observed, reason, generation, \
                revision, runner_id, unenforced, job_id, created_at, started_at, stopped_at, deleted_at, expires_at, \
-               lease_until, box_gone, asleep, auto_stop) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
-               $15, $16, $17, $18, $19, $20, $21, $22, $23)";
+               lease_until, box_gone, asleep, auto_stop, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, \
+               $15, $16, $17, $18, $19, $20, $21, $22, $23, $24)";
     sqlx::query(sql)
         .bind(sandbox.id.as_str().to_owned())
         .bind(sandbox.name.clone())
@@ -77,6 +79,7 @@ pub(crate) async fn insert(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
         .bind(i64::from(sandbox.box_gone))
         .bind(i64::from(sandbox.life.asleep))
         .bind((sandbox.spec.auto_stop_mins > 0).then(|| i64::from(sandbox.spec.auto_stop_mins) * MICROS_PER_MINUTE))
+        .bind(sandbox.owner.clone())
         .execute(tx)
         .await?;
     Ok(())
@@ -153,13 +156,40 @@ fn readable<T>(row: Result<T, StoreError>) -> Option<T> {
 /// Which ones a caller wants to see.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Filter {
+    pub(crate) scope: Scope,
     pub(crate) group: Option<String>,
+    /// On these runners, or on none of them; those that wait for a runner are in both.
+    pub(crate) runners: Option<(bool, Vec<RunnerId>)>,
     pub(crate) labels: BTreeMap<String, String>,
     /// Empty: all but deleted.
     pub(crate) states: Vec<State>,
     pub(crate) limit: usize,
     /// Of the last one of the page before.
     pub(crate) before: Option<(i64, String)>,
+}
+
+/// Of those that a scope reaches.
+fn within(query: &mut QueryBuilder<Any>, scope: &Scope) {
+    match scope {
+        Scope::All => {}
+        Scope::Group(group) => {
+            query.push(" AND group_name = ").push_bind(group.clone());
+        }
+        Scope::Sandboxes(ids) => {
+            query.push(" AND id IN ('");
+            // Ids have no quotes.
+            query.push(ids.iter().map(SandboxId::as_str).collect::<Vec<_>>().join("', '")).push("')");
+        }
+    }
+}
+
+/// The ids of those that a scope reaches, as a condition on `sandbox_id`.
+pub(super) fn within_scope(query: &mut QueryBuilder<Any>, scope: &Scope) {
+    if *scope != Scope::All {
+        query.push(" AND sandbox_id IN (SELECT id FROM sandbox WHERE id <> ''");
+        within(query, scope);
+        query.push(")");
+    }
 }
 
 /// A page, newest first. Labels are compared here, since the databases disagree on JSON.
@@ -182,6 +212,13 @@ pub(crate) async fn list(readers: &Readers, filter: &Filter) -> Result<Vec<Sandb
         }
         if let Some(group) = &filter.group {
             query.push(" AND group_name = ").push_bind(group.clone());
+        }
+        within(&mut query, &filter.scope);
+        if let Some((on_them, runners)) = &filter.runners {
+            query.push(" AND (runner_id IS NULL OR runner_id ");
+            query.push(if *on_them { "IN ('" } else { "NOT IN ('" });
+            // Ids have no quotes.
+            query.push(runners.iter().map(ToString::to_string).collect::<Vec<_>>().join("', '")).push("'))");
         }
         if let Some((created_at, id)) = &before {
             query.push(" AND (created_at < ").push_bind(*created_at);
@@ -309,6 +346,7 @@ fn sandbox(row: &AnyRow) -> Result<Sandbox, StoreError> {
         id: id(row, "id")?,
         name: row.try_get("name")?,
         group: row.try_get("group_name")?,
+        owner: row.try_get("owner")?,
         labels: decode(row, "labels")?,
         spec: decode(row, "spec")?,
         life,

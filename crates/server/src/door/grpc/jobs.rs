@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
-use dispense_api::error::Error;
 use dispense_api::v1;
 use dispense_api::v1::job_service_server::JobService;
 use tonic::{Request, Response, Status};
 
-use crate::door::request::{page_size, page_token, parse_page_token};
+use crate::door::request::{caller, page_size, page_token, parse_page_token};
 use crate::job::{Job, JobStatus, JobType};
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::invalid;
 use crate::sandbox::view::timestamp;
-use crate::store::jobs;
 
 pub(super) struct JobDoor(pub(super) Arc<Sandboxes>);
 
 #[tonic::async_trait]
 impl JobService for JobDoor {
     async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let status = match v1::JobStatus::try_from(request.status) {
             Ok(v1::JobStatus::Unspecified) => None,
@@ -28,18 +27,9 @@ impl JobService for JobDoor {
             Ok(v1::JobStatus::Failed) => Some(JobStatus::Failed),
             Err(_) => return Err(invalid("status", "it is no status of a job").into()),
         };
-        let sandbox = match request.sandbox.as_str() {
-            "" => None,
-            // Jobs outlive the sandbox's name: an id is taken as it is.
-            text => Some(match text.parse() {
-                Ok(id) => id,
-                Err(_) => self.0.get(text).await?.id,
-            }),
-        };
         let limit = page_size(request.page_size)?;
         let before = parse_page_token(&request.page_token)?;
-        let rows = jobs::list(self.0.store.readers(), sandbox.as_ref(), status, before, limit).await;
-        let rows = rows.map_err(Error::from)?;
+        let rows = self.0.seen_by(&caller).jobs(&request.sandbox, status, before, limit).await?;
         let next = rows.last().filter(|_| rows.len() == limit);
         let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
         let jobs = rows.into_iter().map(wire).collect();
@@ -47,8 +37,8 @@ impl JobService for JobDoor {
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
-        let wanted = request.into_inner().job;
-        Ok(Response::new(wire(self.0.job(&wanted).await?)))
+        let caller = caller(&request)?;
+        Ok(Response::new(wire(self.0.seen_by(&caller).job(&request.into_inner().job).await?)))
     }
 }
 

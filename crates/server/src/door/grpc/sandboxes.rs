@@ -7,14 +7,14 @@ use dispense_api::v1;
 use dispense_api::v1::sandbox_service_server::SandboxService;
 use tonic::{Request, Response, Status};
 
-use crate::door::request::{page_size, page_token, parse_page_token, wait_bound, wait_timeout};
+use crate::door::request::{caller, page_size, page_token, parse_page_token, wait_bound, wait_timeout};
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::lifecycle::{Desired, State};
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::{self, invalid};
 use crate::sandbox::view::parse_state;
-use crate::store::sandboxes::{self, Filter};
+use crate::store::sandboxes::Filter;
 
 pub(super) struct SandboxDoor(pub(super) Arc<Sandboxes>);
 
@@ -29,20 +29,25 @@ impl SandboxDoor {
 #[tonic::async_trait]
 impl SandboxService for SandboxDoor {
     async fn create_sandbox(&self, request: Request<v1::CreateSandboxRequest>) -> Answer<v1::Sandbox> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let timeout = wait_bound(request.wait, request.timeout_secs)?;
         let labels = request.labels.into_iter().collect();
         let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
-        let sandbox = self.0.create(new).await?;
+        let sandbox = visible.create(new).await?;
         self.answer(&self.0.settled(sandbox, Desired::Running, timeout).await?)
     }
 
     async fn get_sandbox(&self, request: Request<v1::GetSandboxRequest>) -> Answer<v1::Sandbox> {
-        self.answer(&self.0.get(&request.into_inner().sandbox).await?)
+        let caller = caller(&request)?;
+        self.answer(&self.0.seen_by(&caller).get(&request.into_inner().sandbox).await?)
     }
 
     async fn list_sandboxes(&self, request: Request<v1::ListSandboxesRequest>) -> Answer<v1::ListSandboxesResponse> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let limit = page_size(request.page_size)?;
         let state =
             |value: &i32| parse_state(*value).ok_or_else(|| invalid("states", format_args!("{value} is no state")));
@@ -52,8 +57,9 @@ impl SandboxService for SandboxDoor {
             states: request.states.iter().map(state).collect::<Result<_, _>>()?,
             limit,
             before: parse_page_token(&request.page_token)?,
+            ..Filter::default()
         };
-        let rows = sandboxes::list(self.0.store.readers(), &filter).await.map_err(Error::from)?;
+        let rows = visible.list(filter).await?;
         let next = rows.last().filter(|_| rows.len() == limit);
         let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
         let sandboxes = rows.iter().map(|row| self.0.view(row)).collect();
@@ -61,28 +67,36 @@ impl SandboxService for SandboxDoor {
     }
 
     async fn start_sandbox(&self, request: Request<v1::StartSandboxRequest>) -> Answer<v1::Sandbox> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let timeout = wait_bound(request.wait, request.timeout_secs)?;
-        let sandbox = self.0.start(&request.sandbox).await?;
+        let sandbox = visible.start(&request.sandbox).await?;
         self.answer(&self.0.settled(sandbox, Desired::Running, timeout).await?)
     }
 
     async fn stop_sandbox(&self, request: Request<v1::StopSandboxRequest>) -> Answer<v1::Sandbox> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let timeout = wait_bound(request.wait, request.timeout_secs)?;
-        let sandbox = self.0.stop(&request.sandbox).await?;
+        let sandbox = visible.stop(&request.sandbox).await?;
         self.answer(&self.0.settled(sandbox, Desired::Stopped, timeout).await?)
     }
 
     async fn delete_sandbox(&self, request: Request<v1::DeleteSandboxRequest>) -> Answer<v1::Sandbox> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let timeout = wait_bound(request.wait, request.timeout_secs)?;
-        let sandbox = self.0.delete(&request.sandbox, request.force).await?;
+        let sandbox = visible.delete(&request.sandbox, request.force).await?;
         self.answer(&self.0.settled(sandbox, Desired::Deleted, timeout).await?)
     }
 
     async fn wait_sandbox(&self, request: Request<v1::WaitSandboxRequest>) -> Answer<v1::Sandbox> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        let visible = self.0.seen_by(&caller);
         let timeout = wait_timeout(request.timeout_secs)?;
         let state =
             |value: &i32| parse_state(*value).ok_or_else(|| invalid("states", format_args!("{value} is no state")));
@@ -90,12 +104,12 @@ impl SandboxService for SandboxDoor {
         if states.is_empty() {
             states.push(State::Running);
         }
-        let id = self.0.get(&request.sandbox).await?.id;
         let done = |row: &Sandbox| states.contains(&row.life.observed) && row.revision >= request.revision;
-        self.answer(&self.0.wait(&id, timeout, done).await?)
+        self.answer(&visible.wait(&request.sandbox, timeout, done).await?)
     }
 
     async fn renew_sandbox(&self, request: Request<v1::RenewSandboxRequest>) -> Answer<v1::Sandbox> {
-        self.answer(&self.0.renew(&request.into_inner().sandbox).await?)
+        let caller = caller(&request)?;
+        self.answer(&self.0.seen_by(&caller).renew(&request.into_inner().sandbox).await?)
     }
 }

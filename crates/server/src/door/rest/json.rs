@@ -75,6 +75,8 @@ pub(super) struct SpecJson {
     require_limits: bool,
     target: String,
     auto_stop_mins: u32,
+    #[serde(default)]
+    locality: String,
 }
 
 #[derive(Serialize)]
@@ -142,6 +144,13 @@ impl TryFrom<SpecJson> for v1::SandboxSpec {
             require_limits: json.require_limits,
             target: json.target,
             auto_stop_mins: json.auto_stop_mins,
+            locality: match json.locality.as_str() {
+                "" => v1::Locality::Unspecified,
+                "local" => v1::Locality::Local,
+                "remote" => v1::Locality::Remote,
+                _ => return Err(invalid("spec.locality", "use `local` or `remote`")),
+            }
+            .into(),
         })
     }
 }
@@ -181,6 +190,7 @@ impl SandboxJson {
                 require_limits: spec.require_limits,
                 target: spec.target.clone(),
                 auto_stop_mins: spec.auto_stop_mins,
+                locality: spec.locality.as_str().to_owned(),
             },
             runner_id: sandbox.runner.as_ref().map(ToString::to_string).unwrap_or_default(),
             generation: sandbox.life.generation.0,

@@ -1,0 +1,86 @@
+//! `dispense.v1.KeyService`.
+
+use dispense_api::v1;
+use dispense_api::v1::key_service_server::KeyService;
+use tonic::{Request, Response, Status};
+
+use crate::auth::issue::NewKey;
+use crate::auth::{ApiKey, Role, Scope};
+use crate::door::Parts;
+use crate::sandbox::spec::invalid;
+use crate::sandbox::view::timestamp;
+
+pub(super) struct KeyDoor(pub(super) Parts);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl KeyService for KeyDoor {
+    async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::IssuedKey> {
+        let request = request.into_inner();
+        let role = match v1::Role::try_from(request.role) {
+            Ok(v1::Role::Unspecified | v1::Role::Member) => Role::Member,
+            Ok(v1::Role::Viewer) => Role::Viewer,
+            Ok(v1::Role::Admin) => Role::Admin,
+            Err(_) => return Err(invalid("role", "use viewer, member or admin").into()),
+        };
+        let scope = Scope::of(&request.group, &request.sandbox_ids)?;
+        let new = NewKey::parse(request.name, role, scope, request.expires_in_secs, request.e2b)?;
+        let issued = self.0.keys.issue(&self.0.sandboxes.store, new, self.now()).await?;
+        Ok(Response::new(told(issued)))
+    }
+
+    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Answer<v1::ListKeysResponse> {
+        let (all, now) = (request.into_inner().all, self.now());
+        let keys = self.0.keys.all().into_iter().filter(|key| all || key.is_active(now)).map(wire).collect();
+        Ok(Response::new(v1::ListKeysResponse { keys }))
+    }
+
+    async fn rotate_key(&self, request: Request<v1::RotateKeyRequest>) -> Answer<v1::IssuedKey> {
+        let request = request.into_inner();
+        let (store, now) = (&self.0.sandboxes.store, self.now());
+        let issued = self.0.keys.rotate(store, &request.key, request.overlap_secs, now).await?;
+        Ok(Response::new(told(issued)))
+    }
+
+    async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Answer<v1::Key> {
+        let key = request.into_inner().key;
+        let ended = self.0.keys.revoke(&self.0.sandboxes.store, &key, self.now()).await?;
+        Ok(Response::new(wire(ended)))
+    }
+}
+
+impl KeyDoor {
+    fn now(&self) -> i64 {
+        self.0.sandboxes.clock.now()
+    }
+}
+
+fn told((key, secret): (ApiKey, String)) -> v1::IssuedKey {
+    v1::IssuedKey { key: Some(wire(key)), secret }
+}
+
+fn wire(key: ApiKey) -> v1::Key {
+    let (group, sandbox_ids) = match key.scope {
+        Scope::All => (String::new(), vec![]),
+        Scope::Group(group) => (group, vec![]),
+        Scope::Sandboxes(ids) => (String::new(), ids.iter().map(ToString::to_string).collect()),
+    };
+    v1::Key {
+        id: key.id,
+        name: key.name,
+        prefix: key.prefix,
+        role: match key.role {
+            Role::Viewer => v1::Role::Viewer,
+            Role::Member => v1::Role::Member,
+            Role::Admin => v1::Role::Admin,
+        }
+        .into(),
+        group,
+        sandbox_ids,
+        account: key.account,
+        created_at: Some(timestamp(key.created_at)),
+        expires_at: key.expires_at.map(timestamp),
+        revoked_at: key.revoked_at.map(timestamp),
+    }
+}

@@ -1,0 +1,181 @@
+//! What one caller sees and may change. The doors ask here and nowhere else: no row leaves for a caller who may
+//! not see it, and none is changed for one who may not.
+//!
+//! A sandbox outside the scope of the caller's key does not exist for it. Within it everybody reads; changing and
+//! using a sandbox is for the account that created it, and for administrators.
+
+use std::time::Duration;
+
+use dispense_api::error::{Code, Error, reason};
+use dispense_api::id::SandboxId;
+use dispense_api::method::Access;
+use dispense_api::v1::ProcessLog;
+
+use super::Sandbox;
+use super::create::NewSandbox;
+use super::service::Sandboxes;
+use crate::auth::{Principal, Role, Scope};
+use crate::job::{Job, JobStatus};
+use crate::refusal::{unknown_job, unknown_sandbox};
+use crate::relay::Route;
+use crate::store::{jobs, sandboxes};
+
+/// The sandboxes, through the eyes of one caller.
+pub(crate) struct Visible<'a> {
+    sandboxes: &'a Sandboxes,
+    caller: &'a Principal,
+}
+
+impl Sandboxes {
+    /// As this caller sees them.
+    pub(crate) fn seen_by<'a>(&'a self, caller: &'a Principal) -> Visible<'a> {
+        Visible { sandboxes: self, caller }
+    }
+}
+
+impl Visible<'_> {
+    fn sees(&self, sandbox: &Sandbox) -> bool {
+        self.caller.scope.contains(&sandbox.id, &sandbox.group)
+    }
+
+    fn may_change(&self, name: &str, owner: &str) -> Result<(), Error> {
+        if self.caller.role == Role::Admin || owner == self.caller.account {
+            return Ok(());
+        }
+        let shown = super::spec::clip(name);
+        let message =
+            format!("sandbox `{shown}` was created by another account, and this API key is no administrator's");
+        Err(Error::new(Code::PermissionDenied, "not_owner", message).with("sandbox", shown))
+    }
+
+    /// The sandbox of an id or name.
+    pub(crate) async fn get(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        let sandbox = self.sandboxes.get(id_or_name).await?;
+        if self.sees(&sandbox) { Ok(sandbox) } else { Err(unknown_sandbox(id_or_name)) }
+    }
+
+    /// One that this caller may change.
+    async fn own(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        let sandbox = self.get(id_or_name).await?;
+        self.may_change(id_or_name, &sandbox.owner)?;
+        Ok(sandbox)
+    }
+
+    /// A page, newest first.
+    pub(crate) async fn list(&self, filter: sandboxes::Filter) -> Result<Vec<Sandbox>, Error> {
+        let filter = sandboxes::Filter { scope: self.caller.scope.clone(), ..filter };
+        Ok(sandboxes::list(self.sandboxes.store.readers(), &filter).await?)
+    }
+
+    /// Accepts a new sandbox, which belongs to the caller.
+    pub(crate) async fn create(&self, mut new: NewSandbox) -> Result<Sandbox, Error> {
+        let refused = |message: String| Err(Error::new(Code::PermissionDenied, "scope", message));
+        match &self.caller.scope {
+            Scope::All => {}
+            Scope::Group(group) if new.group.is_empty() || new.group == *group => new.group.clone_from(group),
+            Scope::Group(group) => {
+                return refused(format!("this API key creates sandboxes only in the group `{group}`"));
+            }
+            Scope::Sandboxes(_) => return refused("this API key is for sandboxes that exist and creates none".into()),
+        }
+        new.owner.clone_from(&self.caller.account);
+        self.sandboxes.create(new).await
+    }
+
+    /// Wants it running.
+    pub(crate) async fn start(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.sandboxes.start(self.own(id_or_name).await?.id.as_str()).await
+    }
+
+    /// Wants its processes ended and its files kept.
+    pub(crate) async fn stop(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.sandboxes.stop(self.own(id_or_name).await?.id.as_str()).await
+    }
+
+    /// Extends the lease.
+    pub(crate) async fn renew(&self, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.sandboxes.renew(self.own(id_or_name).await?.id.as_str()).await
+    }
+
+    /// Wants it gone; a repeated delete finds the one that had the name last.
+    pub(crate) async fn delete(&self, id_or_name: &str, force: bool) -> Result<Sandbox, Error> {
+        let found = sandboxes::find_any(self.sandboxes.store.readers(), id_or_name).await?;
+        let sandbox = found.filter(|row| self.sees(row)).ok_or_else(|| unknown_sandbox(id_or_name))?;
+        self.may_change(id_or_name, &sandbox.owner)?;
+        self.sandboxes.delete(sandbox.id.as_str(), force).await
+    }
+
+    /// Waits until the row satisfies `done`.
+    pub(crate) async fn wait(
+        &self,
+        id_or_name: &str,
+        timeout: Duration,
+        done: impl Fn(&Sandbox) -> bool,
+    ) -> Result<Sandbox, Error> {
+        let id = self.get(id_or_name).await?.id;
+        self.sandboxes.wait(&id, timeout, done).await
+    }
+
+    /// What is kept of a sandbox's processes, also of a deleted one.
+    pub(crate) async fn logs(&self, id_or_name: &str) -> Result<(Vec<ProcessLog>, Vec<Job>), Error> {
+        let (sandbox, logs, jobs) = self.sandboxes.logs(id_or_name).await?;
+        if self.sees(&sandbox) { Ok((logs, jobs)) } else { Err(unknown_sandbox(id_or_name)) }
+    }
+
+    /// A job of a sandbox that the caller sees.
+    pub(crate) async fn job(&self, id: &str) -> Result<Job, Error> {
+        let job = self.sandboxes.job(id).await?;
+        if self.caller.scope == Scope::All {
+            return Ok(job);
+        }
+        match sandboxes::find(self.sandboxes.store.readers(), job.sandbox.as_str()).await? {
+            Some(sandbox) if self.sees(&sandbox) => Ok(job),
+            _ => Err(unknown_job(id)),
+        }
+    }
+
+    /// A page of jobs, newest first. Jobs outlive the sandbox's name: an id is taken as it is.
+    pub(crate) async fn jobs(
+        &self,
+        sandbox: &str,
+        status: Option<JobStatus>,
+        before: Option<(i64, String)>,
+        limit: usize,
+    ) -> Result<Vec<Job>, Error> {
+        let sandbox: Option<SandboxId> = match sandbox {
+            "" => None,
+            text => Some(match text.parse() {
+                Ok(id) => id,
+                Err(_) => self.get(text).await?.id,
+            }),
+        };
+        let (readers, scope) = (self.sandboxes.store.readers(), &self.caller.scope);
+        Ok(jobs::list(readers, scope, sandbox.as_ref(), status, before, limit).await?)
+    }
+
+    /// Where the agent of a sandbox is, for a call that reads or changes it.
+    pub(crate) async fn route(&self, id_or_name: &str, access: Access, timeout: Duration) -> Result<Route, Error> {
+        // Before it is woken or waited for.
+        if self.caller.role != Role::Admin || self.caller.scope != Scope::All {
+            let (id, group, owner) = match self.sandboxes.routes.get(id_or_name) {
+                Some(route) => (route.sandbox, route.group, route.owner),
+                None => {
+                    let sandbox = self.sandboxes.get(id_or_name).await?;
+                    (sandbox.id, sandbox.group, sandbox.owner)
+                }
+            };
+            if !self.caller.scope.contains(&id, &group) {
+                return Err(unknown_sandbox(id_or_name));
+            }
+            match access {
+                Access::Read => {}
+                Access::Write => self.may_change(id_or_name, &owner)?,
+                Access::Runner => {
+                    let message = "only the sandbox's own runner speaks to its agent so";
+                    return Err(Error::new(Code::PermissionDenied, reason::PROTOCOL, message));
+                }
+            }
+        }
+        self.sandboxes.route(id_or_name, timeout).await
+    }
+}
