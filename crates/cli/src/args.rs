@@ -1,5 +1,7 @@
 //! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
 
+pub(crate) mod keys;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -79,6 +81,8 @@ pub(crate) enum Command {
     Server(ServerArgs),
     /// Join a server as a runner, or list runners
     Runner(RunnerArgs),
+    /// Make, list, replace and end API keys
+    Key(keys::KeyArgs),
     /// Show and change the configuration of this command
     Config(ConfigArgs),
     /// Check what this machine allows, and say what to change

@@ -7,6 +7,7 @@ mod create;
 mod doctor;
 mod exec;
 mod jobs;
+mod keys;
 mod logs;
 mod processes;
 mod run;
@@ -40,6 +41,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Up(args) => serve::up(global, args).await,
         Command::Server(args) => serve::server(global, args).await,
         Command::Runner(args) => runner::runner(global, args).await,
+        Command::Key(args) => keys::key(global, args).await,
         Command::Config(args) => config::config(global, args).await,
         Command::Doctor => doctor::doctor(global).await,
         Command::Bench(args) => bench::bench(global, args).await,

@@ -20,6 +20,7 @@
 
 mod error;
 mod files;
+mod keys;
 mod ports;
 mod processes;
 mod retry;

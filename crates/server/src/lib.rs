@@ -47,6 +47,7 @@ use sandbox::service::Sandboxes;
 use store::{Store, StoreError};
 use vault::Vault;
 
+pub use auth::table::{Row, rows};
 pub use store::StoreMode;
 
 pub use clock::WallClock;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dispense_api::error::{Code, Error};
 
-use super::keys::{KEY_PREFIXES, KEY_PREFIX};
+use super::keys::{KEY_PREFIX, KEY_PREFIXES};
 use super::secret::random;
 use super::{ApiKey, Keys, Role, Scope};
 use crate::sandbox::spec::{clip, invalid};
@@ -165,7 +165,8 @@ impl Keys {
             }
             (several, _) => {
                 let prefixes: Vec<&str> = several.iter().map(|key| key.prefix.as_str()).collect();
-                let message = format!("several keys have the name `{}`: say which of {}", clip(which), prefixes.join(", "));
+                let message =
+                    format!("several keys have the name `{}`: say which of {}", clip(which), prefixes.join(", "));
                 Err(Error::new(Code::FailedPrecondition, "key_ambiguous", message))
             }
         }

@@ -103,6 +103,35 @@ pub(crate) fn rest(verb: &str, pattern: &str) -> Option<Need> {
     REST.iter().find(|(method, row, _)| *method == verb && *row == pattern).map(|(_, _, need)| *need)
 }
 
+/// A row as those outside see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// The HTTP method; that of gRPC is always POST.
+    pub verb: &'static str,
+    /// The path, with `{…}` for what varies.
+    pub path: String,
+    /// Over gRPC, and not as REST.
+    pub grpc: bool,
+    /// The least role; `None` where no API key is asked for.
+    pub role: Option<&'static str>,
+}
+
+/// The whole table.
+pub fn rows() -> Vec<Row> {
+    let data = Method::ALL.iter().map(|method| format!("/{}", method.path()));
+    let services = data.chain(GRPC.iter().map(|(path, _)| (*path).to_owned()));
+    let services = services.filter_map(|path| Some((true, "POST", grpc(&path)?, path)));
+    let rest = REST.iter().map(|(verb, path, need)| (false, *verb, *need, (*path).to_owned()));
+    let row = |(grpc, verb, need, path)| {
+        let role = match need {
+            Need::Role(role) => Some(role.as_str()),
+            Need::Open | Need::SandboxToken => None,
+        };
+        Row { verb, path, grpc, role }
+    };
+    services.chain(rest).map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
