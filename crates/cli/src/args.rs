@@ -2,12 +2,12 @@
 
 pub(crate) mod keys;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::settings::{Kind, Settings};
 use crate::units::{self, Pair};
 
 /// Dispense hands out sandboxes: isolated Linux environments for programs, people and agents.
@@ -100,6 +100,15 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Of a server.
+    pub(crate) fn settings(&self) -> Result<Option<Settings>, dispense_client::Error> {
+        match self {
+            Self::Up(args) => args.listen.settings(Kind::Up).map(Some),
+            Self::Server(args) => args.listen.settings(Kind::Server).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Whether it runs until it is told to end.
     pub(crate) fn is_service(&self) -> bool {
         match self {
@@ -355,15 +364,30 @@ pub(crate) struct UpArgs {
 
 #[derive(Args)]
 pub(crate) struct ListenArgs {
-    /// Address for clients
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub(crate) address: SocketAddr,
+    /// Settings of the server, a YAML file [default: $XDG_CONFIG_HOME/dispense/server.yaml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address for clients, e.g. 127.0.0.1:8080, or :8080 for all addresses of the machine
+    #[arg(long)]
+    pub(crate) address: Option<String>,
     /// Address for runners
-    #[arg(long, default_value = "127.0.0.1:50051")]
-    pub(crate) runner_address: SocketAddr,
+    #[arg(long)]
+    pub(crate) runner_address: Option<String>,
     /// What is kept of each stream of a process after its sandbox is gone, e.g. 64K; 0 keeps nothing
-    #[arg(long, env = "DISPENSE_LOG_TAIL", default_value = "64K", value_parser = units::bytes)]
-    pub(crate) log_tail: u64,
+    #[arg(long)]
+    pub(crate) log_tail: Option<String>,
+}
+
+impl ListenArgs {
+    /// The settings that they are part of.
+    pub(crate) fn settings(&self, kind: Kind) -> Result<Settings, dispense_client::Error> {
+        let flags = [
+            ("server.address", self.address.clone()),
+            ("server.runner_address", self.runner_address.clone()),
+            ("server.log_tail", self.log_tail.clone()),
+        ];
+        Settings::load(kind, self.config.as_deref(), &flags)
+    }
 }
 
 #[derive(Args)]
@@ -429,7 +453,7 @@ pub(crate) struct ConfigArgs {
 
 #[derive(Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Show which server is used and where each value comes from
+    /// Show which server is used, the settings that one here would have, and where each value comes from
     Show,
     /// Set a value
     Set {

@@ -29,6 +29,11 @@ pub(crate) fn path() -> Result<PathBuf, Error> {
     Ok(base("XDG_CONFIG_HOME", ".config")?.join("dispense/config.json"))
 }
 
+/// `$XDG_CONFIG_HOME/dispense/server.yaml`, the settings of a server.
+pub(crate) fn server_file() -> Result<PathBuf, Error> {
+    Ok(base("XDG_CONFIG_HOME", ".config")?.join("dispense/server.yaml"))
+}
+
 /// `$XDG_DATA_HOME/dispense`.
 pub(crate) fn default_data_dir() -> Result<PathBuf, Error> {
     Ok(base("XDG_DATA_HOME", ".local/share")?.join("dispense"))

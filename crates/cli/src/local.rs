@@ -15,7 +15,7 @@ use std::time::Duration;
 use dispense_client::{Code, Error};
 use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
-use dispense_server::{Server, ServerConfig, StartError};
+use dispense_server::{AccessConfig, Server, ServerConfig, StartError};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ pub(crate) struct LocalConfig {
     pub(crate) address: SocketAddr,
     pub(crate) runner_address: SocketAddr,
     pub(crate) log_tail_bytes: u32,
+    pub(crate) access: AccessConfig,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -72,6 +73,7 @@ impl Local {
             runner_address: config.runner_address,
             embedded: config.embedded,
             log_tail_bytes: config.log_tail_bytes,
+            access: config.access.clone(),
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let info = LocalInfo {

@@ -7,6 +7,7 @@ mod endpoint;
 mod failure;
 mod local;
 mod session;
+mod settings;
 mod show;
 mod units;
 
@@ -17,14 +18,14 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
 
-/// What is logged, e.g. `info` or `dispense_server=debug`.
+/// What a command logs that is no server, e.g. `debug`.
 const LOG_VARIABLE: &str = "DISPENSE_LOG";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let default = if cli.command.is_service() { "info" } else { "error" };
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    if let Err(error) = log(&cli.command) {
+        return failure::report(&error, cli.global.output, false);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -42,4 +43,22 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => failure::report(&error, output, runs_commands),
     }
+}
+
+/// Logs go to stderr; those of a server as its settings say.
+fn log(command: &Command) -> Result<(), dispense_client::Error> {
+    let (filter, json) = match command.settings()? {
+        Some(settings) => (settings.log_filter()?, settings.log_is_json()?),
+        None => {
+            let default = if command.is_service() { "info" } else { "error" };
+            (EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default)), false)
+        }
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    if json {
+        log.json().init()
+    } else {
+        log.init()
+    }
+    Ok(())
 }

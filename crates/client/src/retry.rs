@@ -6,6 +6,8 @@ use dispense_api::error::{Code, Error};
 use tonic::{Response, Status};
 
 const ATTEMPTS_MAX: u32 = 4;
+/// A caller who called too often waits for at most this long before it is told.
+const RETRY_AFTER_MAX_SECS: u64 = 5;
 const DELAY_MIN: Duration = Duration::from_millis(100);
 
 /// An id that nobody guesses.
@@ -26,10 +28,19 @@ where
             Ok(response) => return Ok(response.into_inner()),
             Err(status) => crate::error::of(status),
         };
-        if error.code != Code::Unavailable || attempt == ATTEMPTS_MAX {
+        let wait = match error.code {
+            Code::Unavailable => jitter(delay),
+            // The server says when it takes the next one.
+            Code::ResourceExhausted => match error.details.get("retry_after_secs").map(|secs| secs.parse()) {
+                Some(Ok(secs)) if secs <= RETRY_AFTER_MAX_SECS => Duration::from_secs(secs) + jitter(delay),
+                _ => return Err(error),
+            },
+            _ => return Err(error),
+        };
+        if attempt == ATTEMPTS_MAX {
             return Err(error);
         }
-        tokio::time::sleep(jitter(delay)).await;
+        tokio::time::sleep(wait).await;
         delay *= 2;
     }
     Err(Error::new(Code::Internal, "retry", "the attempts ended"))

@@ -24,7 +24,7 @@ impl ServerProcess {
     pub fn start(mode: Mode) -> Self {
         let host = Host::new(mode);
         let any = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-        let process = Running::start(&mut host.command(any));
+        let process = Running::start(unlimited(&mut host.command(any)));
         let show = || host.ok(&["config", "show", "--output", "json"]);
         let text = wait::until("the server serves", UP_TIMEOUT, show, |text| text.contains("runnerUrl"));
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -45,7 +45,7 @@ impl ServerProcess {
         let address = |url: &str| url.trim_start_matches("http://").to_owned();
         let (public, runners) = (address(&self.url), address(&self.runner_url));
         let args = ["server", "--address", &public, "--runner-address", &runners];
-        self.process = Some(Running::start(&mut self.host.command(args)));
+        self.process = Some(Running::start(unlimited(&mut self.host.command(args))));
     }
 
     /// Kills it with no chance to clean up.
@@ -95,4 +95,9 @@ impl ServerProcess {
         }
         self.host.finish();
     }
+}
+
+/// Tests ask far more often than people.
+fn unlimited(command: &mut std::process::Command) -> &mut std::process::Command {
+    command.env("DISPENSE_RATE_LIMITING_ENABLED", "false")
 }

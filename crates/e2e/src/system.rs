@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
 use dispense_runner::{Capacity, RunnerConfig, RunnerError};
-use dispense_server::{Server, ServerConfig, Surroundings, WallClock};
+use dispense_server::{AccessConfig, Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -37,6 +37,7 @@ async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: Sock
         runner_address,
         embedded: false,
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
+        access: AccessConfig::default(),
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };
     let (public, runners) = (listen(address).await, listen(runner_address).await);

@@ -1,8 +1,10 @@
 //! Who may call: API keys for people and programs, tokens for sandboxes and runners. Each kind opens only
 //! what it is for.
 
+pub(crate) mod gate;
 pub(crate) mod issue;
 pub(crate) mod keys;
+pub(crate) mod limit;
 mod scope;
 pub(crate) mod secret;
 pub(crate) mod table;

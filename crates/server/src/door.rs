@@ -6,6 +6,7 @@
 mod data;
 mod grpc;
 pub(crate) mod listener;
+mod observe;
 mod request;
 mod rest;
 mod service;
@@ -18,9 +19,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Buf;
-use dispense_api::error::{Code, Error};
+use dispense_api::error::Error;
 use dispense_api::method::Method;
-use http::{HeaderMap, HeaderValue, Request};
+use http::{HeaderValue, Request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use service::Inline;
@@ -28,16 +29,23 @@ use tonic::body::Body as GrpcBody;
 use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::auth::gate::Gate;
+use crate::auth::limit::RETRY_AFTER;
 use crate::auth::table::{self, Need};
 use crate::auth::{Keys, Principal};
+use crate::metrics::Metrics;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
 use crate::vault::Vault;
+use observe::{Matched, Observation, REQUEST_ID};
 
 /// Of the body of a refused request this much is read before the answer.
 const REFUSED_MAX_BYTES: usize = 256 << 10;
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Browsers ask again after this time whether they may.
+const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// What the doors work with.
 #[derive(Clone)]
@@ -45,7 +53,9 @@ pub(crate) struct Parts {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) relay: Arc<Relay>,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The public port.
@@ -54,61 +64,96 @@ pub(crate) struct Doors {
     parts: Parts,
     grpc: Routes,
     rest: Router,
+    cors: Option<CorsLayer>,
 }
 
 impl Doors {
-    pub(crate) async fn new(parts: Parts) -> Self {
+    /// Pages of these origins may call.
+    pub(crate) async fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
         let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
-        Self { grpc: grpc::routes(&parts).await.add_service(service::server(&parts)).prepare(), rest, parts }
+        let grpc = grpc::routes(&parts).await.add_service(service::server(&parts)).prepare();
+        let cors = (!origins.is_empty()).then(|| cors(origins));
+        Self { grpc, rest, cors, parts }
     }
 
     /// Answers one request.
     pub(crate) async fn serve(self, request: Request<Incoming>) -> Result<Response, Infallible> {
+        match self.cors.clone() {
+            Some(cors) => cors.layer(service_fn(|request| self.clone().observed(request))).oneshot(request).await,
+            None => self.observed(request).await,
+        }
+    }
+
+    async fn observed(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         let content_type = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        if content_type.starts_with(b"application/grpc-web") {
+        let (is_grpc, is_web) =
+            (content_type.starts_with(b"application/grpc"), content_type.starts_with(b"application/grpc-web"));
+        let request_id = observe::request_id(request.headers());
+        request.headers_mut().insert(REQUEST_ID, request_id.clone());
+        let door = if is_grpc { "grpc" } else { "rest" };
+        let observation = Observation::begin(self.parts.metrics.clone(), door, request_id);
+        let response = if is_web {
             let grpc = service_fn(|request| self.clone().grpc(request));
-            let response = GrpcWebLayer::new().layer(grpc).oneshot(request).await;
-            Ok(response.unwrap_or_else(|never| match never {}).map(Body::new))
-        } else if content_type.starts_with(b"application/grpc") {
-            let response = self.grpc(request.map(GrpcBody::new)).await;
-            Ok(response.unwrap_or_else(|never| match never {}).map(Body::new))
+            GrpcWebLayer::new().layer(grpc).oneshot(request).await.map(|response| response.map(Body::new))
+        } else if is_grpc {
+            self.grpc(request.map(GrpcBody::new)).await.map(|response| response.map(Body::new))
         } else {
             self.rest.oneshot(request.map(Body::new)).await
-        }
+        };
+        Ok(observation.follow(response.unwrap_or_else(|never| match never {})))
     }
 
     async fn grpc(self, request: Request<GrpcBody>) -> Result<http::Response<GrpcBody>, Infallible> {
         let inline = Inline::asked(request.headers(), request.uri().path());
-        let response = self.call(request).await;
+        let path = request.uri().path().to_owned();
+        let need = table::grpc(&path);
+        let (mut response, caller) = self.call(request, need).await;
+        if need.is_some() {
+            Matched(path).note(&mut response, caller);
+        }
         Ok(match inline {
             Some(inline) => inline.apply(response),
             None => response,
         })
     }
 
-    async fn call(self, mut request: Request<GrpcBody>) -> http::Response<GrpcBody> {
-        let need = table::grpc(request.uri().path());
-        let caller = match admit(&self.parts.keys, &mut request, need).await {
+    async fn call(
+        self,
+        mut request: Request<GrpcBody>,
+        need: Option<Need>,
+    ) -> (http::Response<GrpcBody>, Option<Principal>) {
+        let caller = match admit(&self.parts.gate, &mut request, need).await {
             Ok(caller) => caller,
-            Err(error) => return grpc_refusal(error),
+            Err(error) => return (grpc_refusal(error), None),
         };
-        if let (Some(method), Some(caller)) = (request.uri().path().strip_prefix('/').and_then(Method::parse), &caller)
-        {
-            return match data::call(&self.parts, caller, method, request).await {
+        let method = request.uri().path().strip_prefix('/').and_then(Method::parse);
+        let response = match (method, &caller) {
+            (Some(method), Some(caller)) => match data::call(&self.parts, caller, method, request).await {
                 Ok(response) => response.map(GrpcBody::new),
                 Err(error) => grpc_refusal(error),
-            };
-        }
-        self.grpc.oneshot(request).await.unwrap_or_else(|never| match never {})
+            },
+            _ => self.grpc.oneshot(request).await.unwrap_or_else(|never| match never {}),
+        };
+        (response, caller)
     }
 }
 
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", "x-request-id"];
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::list(origins.iter().cloned()))
+        .allow_methods([http::Method::GET, http::Method::POST, http::Method::DELETE])
+        .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
+        .expose_headers(exposed.map(http::HeaderName::from_static))
+        .max_age(PREFLIGHT_MAX_AGE)
+}
+
 /// Lets a request in, or not; its handler finds the caller among its extensions.
-async fn admit<B>(keys: &Keys, request: &mut Request<B>, need: Option<Need>) -> Result<Option<Principal>, Error>
+async fn admit<B>(gate: &Gate, request: &mut Request<B>, need: Option<Need>) -> Result<Option<Principal>, Error>
 where
     B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
 {
-    match authorise(keys, request.headers(), need) {
+    match gate.admit(request.headers(), need) {
         Ok(caller) => {
             if let Some(caller) = caller.clone() {
                 request.extensions_mut().insert(caller);
@@ -144,67 +189,18 @@ where
     let _ = tokio::time::timeout(REFUSED_TIMEOUT, read).await;
 }
 
-/// Who calls, if what the route needs is there.
-fn authorise(keys: &Keys, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
-    let unknown = || {
-        Error::new(
-            Code::Unimplemented,
-            "route_unknown",
-            "there is no such method here: the client may be newer than the server",
-        )
-    };
-    match need.ok_or_else(unknown)? {
-        // The handler checks the sandbox's token, which only it can.
-        Need::Open | Need::SandboxToken => Ok(None),
-        Need::Role(role) => {
-            let principal = keys.authenticate(headers)?;
-            if principal.role < role {
-                let message = format!(
-                    "this needs the role `{}`, and the API key has `{}`",
-                    role.as_str(),
-                    principal.role.as_str()
-                );
-                return Err(Error::new(Code::PermissionDenied, "role", message));
-            }
-            Ok(Some(principal))
-        }
-    }
-}
-
 /// A gRPC answer that is only a status.
 fn grpc_refusal(error: Error) -> http::Response<GrpcBody> {
-    tonic::Status::from(error).into_http()
+    let retry_after = retry_after(&error);
+    let mut response = tonic::Status::from(error).into_http();
+    response.headers_mut().extend(retry_after.map(|value| (http::header::RETRY_AFTER, value)));
+    response
+}
+
+/// When a caller who called too often may come back.
+fn retry_after(error: &Error) -> Option<HeaderValue> {
+    error.details.get(RETRY_AFTER)?.parse().ok()
 }
 
 /// The content type of gRPC answers.
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::secret::random;
-    use crate::auth::{ApiKey, Role};
-
-    #[test]
-    fn every_route_takes_the_roles_that_its_row_says_and_no_other() {
-        let secrets: Vec<(Role, String)> = Role::ALL.into_iter().map(|role| (role, random("dsp_"))).collect();
-        let keys = Keys::new(secrets.iter().map(|(role, secret)| ApiKey::of(secret, role.as_str(), *role)));
-        let data = Method::ALL.iter().map(|method| table::grpc(&format!("/{}", method.path())));
-        let grpc = table::GRPC.iter().map(|(path, _)| table::grpc(path));
-        let rest = table::REST.iter().map(|(verb, pattern, _)| table::rest(verb, pattern));
-        for need in data.chain(grpc).chain(rest) {
-            for (role, secret) in &secrets {
-                let value = format!("Bearer {secret}").parse().expect("a header");
-                let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, value)]);
-                let allowed = match need {
-                    None => false,
-                    Some(Need::Open | Need::SandboxToken) => true,
-                    Some(Need::Role(least)) => *role >= least,
-                };
-                assert_eq!(authorise(&keys, &headers, need).is_ok(), allowed, "{need:?} {role:?}");
-            }
-            let stranger = authorise(&keys, &HeaderMap::new(), need).is_ok();
-            assert_eq!(stranger, matches!(need, Some(Need::Open | Need::SandboxToken)), "{need:?}");
-        }
-    }
-}

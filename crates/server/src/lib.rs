@@ -13,6 +13,7 @@ mod data_dir;
 mod door;
 mod fleet;
 mod job;
+mod metrics;
 mod placement;
 pub mod planted;
 mod refusal;
@@ -23,17 +24,20 @@ mod sweep;
 mod vault;
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dispense_api::limits;
 use dispense_api::runner::runner_link_service_server::RunnerLinkServiceServer;
+use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use auth::gate::Gate;
 use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
 use auth::{ApiKey, Keys, Role};
@@ -41,6 +45,7 @@ use clock::Clock;
 use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
+use metrics::Metrics;
 use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
@@ -78,6 +83,25 @@ pub struct ServerConfig {
     pub embedded: bool,
     /// What is kept of each stream of a finished process when its sandbox is gone; 0 keeps nothing.
     pub log_tail_bytes: u32,
+    /// Who may call, and how often.
+    pub access: AccessConfig,
+}
+
+/// What is asked of callers.
+#[derive(Debug, Clone)]
+pub struct AccessConfig {
+    /// Without it everybody who reaches the port is an administrator.
+    pub key_required: bool,
+    /// Requests a minute of one account; `None` for no limit.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Origins of pages whose scripts may call, e.g. `https://console.example.org`.
+    pub allowed_origins: Vec<HeaderValue>,
+}
+
+impl Default for AccessConfig {
+    fn default() -> Self {
+        Self { key_required: true, requests_per_minute: None, allowed_origins: vec![] }
+    }
 }
 
 /// A screen or two of text, and the end of most stack traces.
@@ -172,7 +196,8 @@ impl Server {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
             StartError::Store { path: path.clone(), cause: format!("{error}{source}") }
         };
-        let store = Arc::new(Store::open(&path, surroundings.store).await.map_err(failed)?);
+        let metrics = Arc::new(Metrics::default());
+        let store = Arc::new(Store::open(&path, surroundings.store, metrics.clone()).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
         let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
         let fresh = random("");
@@ -196,12 +221,15 @@ impl Server {
             routes: Arc::default(),
         });
         let relay = Arc::new(Relay::new(fleet));
+        let keys = Arc::new(keys);
+        let access = &config.access;
+        let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
             address: public.local_addr().unwrap_or(config.address),
             runner_address: runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
             join_token: secret.join_token(),
-            parts: Parts { sandboxes, relay, keys: Arc::new(keys), vault: Arc::new(vault) },
+            parts: Parts { sandboxes, relay, keys, gate: Arc::new(gate), vault: Arc::new(vault), metrics },
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             _data_dir: data_dir,
@@ -209,12 +237,12 @@ impl Server {
         if config.embedded {
             server.delete_leased().await;
         }
-        server.serve(public, runners).await;
+        server.serve(public, runners, &config.access.allowed_origins).await;
         Ok(server)
     }
 
-    async fn serve<L: Listener>(&self, public: L, runners: L) {
-        let doors = Doors::new(self.parts.clone()).await;
+    async fn serve<L: Listener>(&self, public: L, runners: L, origins: &[HeaderValue]) {
+        let doors = Doors::new(self.parts.clone(), origins).await;
         let service = move |request| doors.clone().serve(request);
         self.tasks.spawn(listener::serve(
             public,

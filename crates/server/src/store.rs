@@ -16,6 +16,7 @@ pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -24,9 +25,10 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, Connection, Executor};
+use sqlx::{AnyConnection, Connection, Executor, Row};
 use tokio::sync::Mutex;
 
+use crate::metrics::Metrics;
 use writer::Writer;
 
 pub(crate) use readers::{AnyQuery, Readers};
@@ -111,11 +113,11 @@ pub(crate) struct Store {
 
 impl Store {
     /// Opens or makes the database file and brings its schema to this version.
-    pub(crate) async fn open(path: &Path, mode: StoreMode) -> Result<Self, StoreError> {
-        in_place(mode.is_held(), Self::open_file(path, mode)).await
+    pub(crate) async fn open(path: &Path, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        in_place(mode.is_held(), Self::open_file(path, mode, metrics)).await
     }
 
-    async fn open_file(path: &Path, mode: StoreMode) -> Result<Self, StoreError> {
+    async fn open_file(path: &Path, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
         match OpenOptions::new().write(true).open(path) {
@@ -145,7 +147,7 @@ impl Store {
             });
             Readers::Pool(options.connect(&url).await?)
         };
-        Ok(Self { readers, writer: Writer::start(writing, mode) })
+        Ok(Self { readers, writer: Writer::start(writing, mode, metrics) })
     }
 
     /// For queries that change nothing.
@@ -189,6 +191,20 @@ async fn in_place<T>(held: bool, answer: impl Future<Output = T>) -> T {
     } else {
         answer.await
     }
+}
+
+/// Counts of `what`; of those that there are none of, 0.
+async fn counts(
+    readers: &Readers,
+    sql: &'static str,
+    all: impl Iterator<Item = &'static str>,
+) -> Result<Vec<(String, i64)>, StoreError> {
+    let rows = readers.all(sqlx::query(sql)).await?;
+    let mut counts: BTreeMap<String, i64> = all.map(|what| (what.to_owned(), 0)).collect();
+    for row in &rows {
+        counts.insert(row.try_get("what")?, row.try_get("count")?);
+    }
+    Ok(counts.into_iter().collect())
 }
 
 /// Encodes a value that the store keeps as JSON.

@@ -172,7 +172,9 @@ mod tests {
     async fn a_value_is_sealed_opens_again_and_outlives_a_rotation() {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let data_dir = DataDir::open(folder.path()).expect("free");
-        let store = Arc::new(Store::open(&data_dir.join("server.db"), StoreMode::Free).await.expect("it opens"));
+        let store = Arc::new(
+            Store::open(&data_dir.join("server.db"), StoreMode::Free, Arc::default()).await.expect("it opens"),
+        );
         let vault = Vault::open(&data_dir, store.clone(), false).await.expect("it opens");
         assert_eq!(vault.get("provider").await.expect("none yet"), None);
         vault.put("provider", "sk-secret-1234").await.expect("kept");

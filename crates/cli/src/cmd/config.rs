@@ -7,6 +7,7 @@ use crate::args::{ConfigArgs, ConfigCommand, ConfigKey, Global, Output};
 use crate::config::{self, Config};
 use crate::endpoint::{Endpoint, resolve};
 use crate::local::lease;
+use crate::settings::{Kind, Setting, Settings, Value};
 use crate::show;
 
 #[derive(Serialize)]
@@ -21,6 +22,16 @@ struct ShowJson {
     runner_url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     join_token: Option<String>,
+    /// Of a server that would be started here.
+    server: Vec<SettingJson>,
+}
+
+#[derive(Serialize)]
+struct SettingJson {
+    key: &'static str,
+    value: String,
+    source: String,
+    variable: &'static str,
 }
 
 /// Shows or changes the configuration.
@@ -52,6 +63,7 @@ async fn show(global: &Global) -> Result<u8, Error> {
             data_dir: None,
             runner_url: None,
             join_token: None,
+            server: vec![],
         },
         Endpoint::Local { data_dir } => {
             // It is asked for, not started: showing changes nothing.
@@ -68,6 +80,7 @@ async fn show(global: &Global) -> Result<u8, Error> {
                 data_dir: Some(data_dir.display().to_string()),
                 runner_url: info.as_ref().map(|info| info.runner_url.clone()),
                 join_token: info.map(|info| info.join_token),
+                server: settings()?,
             }
         }
     };
@@ -89,9 +102,28 @@ async fn show(global: &Global) -> Result<u8, Error> {
                     crate::show::say!("{name:<15} {value}");
                 }
             }
+            if !shown.server.is_empty() {
+                crate::show::say!("");
+                let mut table = show::table(&["A SERVER HERE HAS", "VALUE", "FROM", "VARIABLE"]);
+                for setting in shown.server {
+                    table.add_row([setting.key, &setting.value, &setting.source, setting.variable]);
+                }
+                show::print(&table);
+            }
         }
     }
     Ok(0)
+}
+
+fn settings() -> Result<Vec<SettingJson>, Error> {
+    let settings = Settings::load(Kind::Server, None, &[])?;
+    let row = |(setting, value): (&'static Setting, &Value)| SettingJson {
+        key: setting.key,
+        value: value.text.clone(),
+        source: value.source.to_string(),
+        variable: setting.variable,
+    };
+    Ok(settings.iter().map(row).collect())
 }
 
 /// Enough to tell two keys apart.

@@ -7,31 +7,35 @@ use std::path::Path;
 use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Global, ListenArgs, ServerArgs, UpArgs};
+use dispense_server::AccessConfig;
+
+use crate::args::{Global, ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
-use crate::failure::{local, usage};
+use crate::failure::local;
 use crate::local::lease::Announcement;
 use crate::local::{Local, LocalConfig, LocalInfo};
+use crate::settings::{Kind, Settings};
 use crate::units::Pair;
 
 /// Server and runner, until a signal.
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
-    serve(global, args.listen, true, args.templates.template).await
+    serve(global, &args.listen.settings(Kind::Up)?, true, args.templates.template).await
 }
 
 /// The server alone, until a signal.
 pub(super) async fn server(global: &Global, args: ServerArgs) -> Result<u8, Error> {
-    serve(global, args.listen, false, vec![]).await
+    serve(global, &args.listen.settings(Kind::Server)?, false, vec![]).await
 }
 
-async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec<Pair>) -> Result<u8, Error> {
+async fn serve(global: &Global, settings: &Settings, runner: bool, templates: Vec<Pair>) -> Result<u8, Error> {
     let data_dir = data_dir(global)?;
     let mut stop = StopSignals::listen()?;
     let started = Local::start(LocalConfig {
         data_dir: data_dir.clone(),
-        address: listen.address,
-        runner_address: listen.runner_address,
-        log_tail_bytes: u32::try_from(listen.log_tail).map_err(|_| usage("log-tail: use at most 1M"))?,
+        address: settings.address()?,
+        runner_address: settings.runner_address()?,
+        log_tail_bytes: settings.log_tail_bytes()?,
+        access: settings.access()?,
         embedded: false,
         runner,
         templates: absolute(templates)?,
@@ -40,7 +44,7 @@ async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec
         started = started => started?,
         () = stop.next() => return Ok(0),
     };
-    introduce(&server.info, &listen, &data_dir.join("admin.key"));
+    introduce(&server.info, settings, &data_dir.join("admin.key"));
     let ended = tokio::select! {
         () = stop.next() => Ok(0),
         error = server.runner_ended() => Err(error),
@@ -53,7 +57,7 @@ async fn serve(global: &Global, listen: ListenArgs, runner: bool, templates: Vec
 }
 
 /// Says how to use it. A reader who has left does not end the server.
-fn introduce(info: &LocalInfo, listen: &ListenArgs, key: &Path) {
+fn introduce(info: &LocalInfo, settings: &Settings, key: &Path) {
     let LocalInfo { url, runner_url, join_token, .. } = info;
     let mut text = format!(
         "Dispense serves at {url} and keeps its administrator's key in {}\n\
@@ -62,7 +66,8 @@ fn introduce(info: &LocalInfo, listen: &ListenArgs, key: &Path) {
          Another machine joins with:     dispense runner --join {runner_url} --token {join_token}\n",
         key.display()
     );
-    if !listen.address.ip().is_loopback() || !listen.runner_address.ip().is_loopback() {
+    let beyond = |address: Result<std::net::SocketAddr, Error>| address.is_ok_and(|one| !one.ip().is_loopback());
+    if beyond(settings.address()) || beyond(settings.runner_address()) {
         text.push_str("Traffic beyond this machine is not encrypted: use a private network or a tunnel.\n");
     }
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
@@ -82,6 +87,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         address: ([127, 0, 0, 1], 0).into(),
         runner_address: ([127, 0, 0, 1], 0).into(),
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
+        access: AccessConfig::default(),
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),

@@ -175,6 +175,8 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderMap;
 
     use super::*;
@@ -185,7 +187,7 @@ mod tests {
     }
 
     async fn store(folder: &tempfile::TempDir) -> Store {
-        Store::open(&folder.path().join("server.db"), StoreMode::Free).await.expect("it opens")
+        Store::open(&folder.path().join("server.db"), StoreMode::Free, Arc::default()).await.expect("it opens")
     }
 
     fn now() -> i64 {

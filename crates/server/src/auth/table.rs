@@ -59,6 +59,7 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
 pub(crate) const REST: &[(&str, &str, Need)] = &[
     ("GET", "/healthz", Need::Open),
     ("GET", "/readyz", Need::Open),
+    ("GET", "/metrics", Need::Role(Role::Viewer)),
     ("POST", "/v1/sandboxes", Need::Role(Role::Member)),
     ("GET", "/v1/sandboxes", Need::Role(Role::Viewer)),
     ("GET", "/v1/sandboxes/{identifier}", Need::Role(Role::Viewer)),

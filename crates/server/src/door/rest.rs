@@ -16,8 +16,9 @@ use dispense_api::error::{Code, Error};
 use http::StatusCode;
 use serde::Deserialize;
 
+use super::observe::Matched;
 use super::request::{page_size, page_token, parse_page_token, wait_bound};
-use super::{Parts, admit};
+use super::{Parts, admit, retry_after};
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
 use crate::sandbox::create::NewSandbox;
@@ -48,7 +49,9 @@ impl IntoResponse for Refusal {
             message: &self.0.message,
             details: &self.0.details,
         };
-        (status, Json(body)).into_response()
+        let mut response = (status, Json(body)).into_response();
+        response.headers_mut().extend(retry_after(&self.0).map(|value| (http::header::RETRY_AFTER, value)));
+        response
     }
 }
 
@@ -59,6 +62,7 @@ pub(super) fn router(parts: Parts) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
         .route("/api/v1/sandboxes", get(list_sandboxes).post(create_sandbox))
         .route("/api/v1/sandboxes/{id}", get(get_sandbox).delete(delete_sandbox))
         .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))
@@ -81,10 +85,13 @@ pub(super) fn router(parts: Parts) -> Router {
 
 async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
     let need = table::rest(request.method().as_str(), path.as_str());
-    match admit(&parts.keys, &mut request, need).await {
-        Ok(_) => next.run(request).await,
-        Err(error) => Refusal(error).into_response(),
-    }
+    let matched = Matched(format!("{} {}", request.method(), path.as_str()));
+    let (mut response, caller) = match admit(&parts.gate, &mut request, need).await {
+        Ok(caller) => (next.run(request).await, caller),
+        Err(error) => (Refusal(error).into_response(), None),
+    };
+    matched.note(&mut response, caller);
+    response
 }
 
 /// Ready: the database answers.
@@ -92,6 +99,13 @@ async fn ready(State(parts): State<Parts>) -> Answer<&'static str> {
     let probe = parts.sandboxes.store.write(|tx| Box::pin(meta::get_or_insert(tx, "ready", "1")));
     probe.await?;
     Ok("ready\n")
+}
+
+/// For Prometheus.
+async fn metrics(State(parts): State<Parts>) -> Answer<Response> {
+    const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let census = parts.sandboxes.census().await?;
+    Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], parts.metrics.render(&census)).into_response())
 }
 
 #[derive(Deserialize)]

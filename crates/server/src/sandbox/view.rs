@@ -7,6 +7,9 @@ use super::Sandbox;
 use super::agents::AgentInfo;
 use super::lifecycle::State;
 use super::service::Sandboxes;
+use crate::fleet::{RunnerStatus, RunnerView};
+use crate::metrics::Census;
+use crate::store::{StoreError, jobs, sandboxes};
 
 impl Sandboxes {
     /// One sandbox, with what is known of it now.
@@ -32,6 +35,22 @@ impl Sandboxes {
             job_id: sandbox.job.to_string(),
             owner: sandbox.owner.clone(),
         }
+    }
+
+    /// How many there are, of everything.
+    pub(crate) async fn census(&self) -> Result<Census, StoreError> {
+        let readers = self.store.readers();
+        let now = self.clock.now();
+        let silence = |at: i64| (now.saturating_sub(at).max(0) as f64) / 1e6;
+        let runner = |view: RunnerView| {
+            let connected = view.status != RunnerStatus::Offline;
+            (view.known.id.to_string(), view.known.facts.name, connected, silence(view.known.last_seen_at))
+        };
+        Ok(Census {
+            sandboxes: sandboxes::count(readers).await?,
+            jobs: jobs::count(readers).await?,
+            runners: self.fleet.list().into_iter().map(runner).collect(),
+        })
     }
 
     /// What its runner cannot enforce: as its box was told, or as the runner says of itself.

@@ -87,6 +87,12 @@ pub(crate) async fn finish(
     Ok(())
 }
 
+/// How many there are of each status.
+pub(crate) async fn count(readers: &Readers) -> Result<Vec<(String, i64)>, StoreError> {
+    let sql = "SELECT status AS what, COUNT(*) AS count FROM job GROUP BY status";
+    super::counts(readers, sql, JobStatus::ALL.into_iter().map(JobStatus::as_str)).await
+}
+
 /// One job.
 pub(crate) async fn find(readers: &Readers, id: &JobId) -> Result<Option<Job>, StoreError> {
     let sql = format!("{SELECT} WHERE id = $1");

@@ -305,6 +305,12 @@ pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, St
     Ok(sqlx::query(rows).bind(before).execute(tx).await?.rows_affected())
 }
 
+/// How many there are in each state.
+pub(crate) async fn count(readers: &Readers) -> Result<Vec<(String, i64)>, StoreError> {
+    let sql = "SELECT observed AS what, COUNT(*) AS count FROM sandbox GROUP BY observed";
+    super::counts(readers, sql, STATES.iter().map(|(_, name)| *name)).await
+}
+
 /// What each runner has promised to sandboxes.
 pub(crate) async fn used(readers: &Readers) -> Result<BTreeMap<RunnerId, Room>, StoreError> {
     let sql = "SELECT id, runner_id, spec FROM sandbox WHERE observed <> 'deleted' AND runner_id IS NOT NULL";

@@ -1,7 +1,7 @@
 //! The one task that writes.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sqlx::AnyConnection;
@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{StoreError, StoreMode, in_place};
+use crate::metrics::Metrics;
 
 /// Changes that wait; past it callers wait before they queue.
 const QUEUE_CHANGES: usize = 1024;
@@ -70,9 +71,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: AnyConnection, mode: StoreMode) -> Self {
+    pub(super) fn start(connection: AnyConnection, mode: StoreMode, metrics: Arc<Metrics>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHANGES);
-        let task = tokio::spawn(run(connection, receiver, mode));
+        let task = tokio::spawn(run(connection, receiver, mode, metrics));
         Self { queue: Mutex::new(Some(queue)), task: Mutex::new(Some(task)) }
     }
 
@@ -98,13 +99,19 @@ impl Writer {
     }
 }
 
-async fn run(mut connection: AnyConnection, mut queue: mpsc::Receiver<Box<dyn Change>>, mode: StoreMode) {
+async fn run(
+    mut connection: AnyConnection,
+    mut queue: mpsc::Receiver<Box<dyn Change>>,
+    mode: StoreMode,
+    metrics: Arc<Metrics>,
+) {
     let held = mode.is_held();
     let mut batch = Vec::with_capacity(BATCH_CHANGES);
     while queue.recv_many(&mut batch, BATCH_CHANGES).await > 0 {
         if let StoreMode::Held { pause } = &mode {
             tokio::time::sleep(pause()).await;
         }
+        let begun = Instant::now();
         match in_place(held, commit(&mut connection, &mut batch)).await {
             Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
             Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
@@ -116,6 +123,7 @@ async fn run(mut connection: AnyConnection, mut queue: mpsc::Receiver<Box<dyn Ch
                 }
             }
         }
+        metrics.committed(batch.len(), begun.elapsed());
         batch.clear();
     }
     if let Err(error) = connection.close().await {

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_runner::{Capacity, RunnerConfig};
-use dispense_server::{Listener, Server, ServerConfig, StoreMode, Surroundings};
+use dispense_server::{AccessConfig, Listener, Server, ServerConfig, StoreMode, Surroundings};
 use tokio_util::sync::CancellationToken;
 use turmoil::net::{TcpListener, TcpStream};
 
@@ -97,7 +97,14 @@ async fn serve(
     let port = |port| async move { TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.map(SimulatedPort) };
     let (public, runners) = (port(PUBLIC_PORT).await?, port(RUNNER_PORT).await?);
     let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let config = ServerConfig { data_dir, address, runner_address: address, embedded: false, log_tail_bytes: 1024 };
+    let config = ServerConfig {
+        data_dir,
+        address,
+        runner_address: address,
+        embedded: false,
+        log_tail_bytes: 1024,
+        access: AccessConfig::default(),
+    };
     let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, DISK_MAX_MS));
     let surroundings = Surroundings {
         wall_clock: Arc::new(|| SystemTime::UNIX_EPOCH + turmoil::since_epoch().unwrap_or_default()),

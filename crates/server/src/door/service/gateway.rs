@@ -22,7 +22,8 @@ use serde_json::{Map, Value};
 use super::calls::Calls;
 use super::inline::error_response;
 use crate::auth::{Principal, table};
-use crate::door::{Parts, admit};
+use crate::door::observe::Matched;
+use crate::door::{Parts, admit, retry_after};
 use crate::sandbox::spec::{clip, invalid};
 
 /// A create with the text of a task.
@@ -87,16 +88,21 @@ pub(in crate::door) fn router(parts: Parts) -> Router {
 
 async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
     let need = table::rest(request.method().as_str(), path.as_str());
-    match admit(&parts.keys, &mut request, need).await {
-        Ok(_) => next.run(request).await,
-        Err(error) => refusal(&error),
-    }
+    let matched = Matched(format!("{} {}", request.method(), path.as_str()));
+    let (mut response, caller) = match admit(&parts.gate, &mut request, need).await {
+        Ok(caller) => (next.run(request).await, caller),
+        Err(error) => (refusal(&error), None),
+    };
+    matched.note(&mut response, caller);
+    response
 }
 
 fn refusal(error: &Error) -> Response {
     let status = StatusCode::from_u16(error.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let body = POOL.get_message_by_name("dispense.ErrorResponse").map(|kind| json(&kind, &error_response(error)));
-    (status, Json(body)).into_response()
+    let mut response = (status, Json(body)).into_response();
+    response.headers_mut().extend(retry_after(error).map(|value| (http::header::RETRY_AFTER, value)));
+    response
 }
 
 fn too_large(rejection: BytesRejection) -> Error {

@@ -1,0 +1,310 @@
+//! The settings of a server: a flag beats a variable beats the file beats the default. Each value knows where it
+//! came from; a key that does not exist is refused by name.
+
+mod file;
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use dispense_client::Error;
+use dispense_server::AccessConfig;
+
+use crate::config;
+use crate::failure::{local, usage};
+use crate::units;
+
+/// Names the file when no flag does.
+const FILE_VARIABLE: &str = "DISPENSE_CONFIG";
+const RUNNER_PORT: u16 = 50051;
+
+/// One setting: its key in the file, its variable, what it is without either.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    pub(crate) variable: &'static str,
+    default: &'static str,
+    /// Of `dispense up`, which serves one person on one machine.
+    default_up: &'static str,
+}
+
+const fn same(key: &'static str, variable: &'static str, default: &'static str) -> Setting {
+    Setting { key, variable, default, default_up: default }
+}
+
+/// All of them, in the order in which they are shown.
+pub(crate) const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "server.address",
+        variable: "DISPENSE_GRPC_ADDRESS",
+        default: ":8080",
+        default_up: "127.0.0.1:8080",
+    },
+    Setting {
+        key: "server.runner_address",
+        variable: "DISPENSE_RUNNER_ADDRESS",
+        default: ":50051",
+        default_up: "127.0.0.1:50051",
+    },
+    same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
+    same("server.auth.enabled", "DISPENSE_GRPC_AUTH_ENABLED", "true"),
+    same("server.auth.api_key_required", "DISPENSE_API_KEY_REQUIRED", "true"),
+    Setting {
+        key: "server.logging.level",
+        variable: "DISPENSE_LOG",
+        default: "info",
+        // A line for each request is not for a person's terminal.
+        default_up: "info,dispense_server::access=warn",
+    },
+    same("server.logging.format", "DISPENSE_LOG_FORMAT", "pretty"),
+    Setting {
+        key: "server.rate_limiting.enabled",
+        variable: "DISPENSE_RATE_LIMITING_ENABLED",
+        default: "true",
+        default_up: "false",
+    },
+    same("server.rate_limiting.requests_per_minute", "DISPENSE_REQUESTS_PER_MINUTE", "100"),
+    same("server.cors.allowed_origins", "DISPENSE_ALLOWED_ORIGINS", ""),
+];
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Source {
+    Default,
+    File(PathBuf),
+    Variable(&'static str),
+    Flag,
+}
+
+impl std::fmt::Display for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Default => write!(f, "default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Variable(name) => write!(f, "{name}"),
+            Self::Flag => write!(f, "flag"),
+        }
+    }
+}
+
+/// A value and where it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Value {
+    pub(crate) text: String,
+    pub(crate) source: Source,
+}
+
+/// Every setting with its value.
+#[derive(Debug)]
+pub(crate) struct Settings(Vec<(&'static Setting, Value)>);
+
+/// For whom the defaults are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `dispense server`.
+    Server,
+    /// `dispense up`.
+    Up,
+}
+
+impl Settings {
+    /// Reads the file and the variables. `flags` are those that were given, by key.
+    pub(crate) fn load(kind: Kind, file: Option<&Path>, flags: &[(&str, Option<String>)]) -> Result<Self, Error> {
+        Self::resolve(kind, file, flags, |name| std::env::var(name).ok())
+    }
+
+    fn resolve(
+        kind: Kind,
+        file: Option<&Path>,
+        flags: &[(&str, Option<String>)],
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Error> {
+        let named = file.map(Path::to_owned).or_else(|| variable(FILE_VARIABLE).map(PathBuf::from));
+        let (path, content) = match named {
+            Some(path) => {
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|error| local(format_args!("read {}", path.display()), &error))?;
+                (path, text)
+            }
+            None => {
+                let path = config::server_file().unwrap_or_default();
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                (path, text)
+            }
+        };
+        let mut there = file::parse(&content).map_err(|why| usage(format!("{}: {why}", path.display())))?;
+        let mut values = Vec::with_capacity(SETTINGS.len());
+        for setting in SETTINGS {
+            let flag = flags.iter().find(|(key, _)| *key == setting.key).and_then(|(_, text)| text.clone());
+            let in_file = there.remove(setting.key);
+            let default = if kind == Kind::Up { setting.default_up } else { setting.default };
+            let (text, source) = if let Some(text) = flag {
+                (text, Source::Flag)
+            } else if let Some(text) = variable(setting.variable) {
+                (text, Source::Variable(setting.variable))
+            } else if let Some(text) = in_file {
+                (text, Source::File(path.clone()))
+            } else {
+                (default.to_owned(), Source::Default)
+            };
+            values.push((setting, Value { text, source }));
+        }
+        if let Some(key) = there.keys().next() {
+            let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
+            let message = format!("{}: there is no setting `{key}`; there are {}", path.display(), known.join(", "));
+            return Err(usage(message));
+        }
+        Ok(Self(values))
+    }
+
+    /// Each with its value, for people.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'static Setting, &Value)> {
+        self.0.iter().map(|(setting, value)| (*setting, value))
+    }
+
+    fn parse<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
+        let (_, value) = self.0.iter().find(|(setting, _)| setting.key == key).expect("every key is in the table");
+        parse(&value.text).map_err(|why| usage(format!("{key} = `{}` ({}): {why}", value.text, value.source)))
+    }
+
+    /// Where clients connect.
+    pub(crate) fn address(&self) -> Result<SocketAddr, Error> {
+        self.parse("server.address", address)
+    }
+
+    /// Where runners connect.
+    pub(crate) fn runner_address(&self) -> Result<SocketAddr, Error> {
+        self.parse("server.runner_address", address)
+    }
+
+    /// Bytes of each stream that are kept when a sandbox is gone.
+    pub(crate) fn log_tail_bytes(&self) -> Result<u32, Error> {
+        let parse = |text: &str| u32::try_from(units::bytes(text)?).map_err(|_| "use at most 1M".to_owned());
+        self.parse("server.log_tail", parse)
+    }
+
+    /// A filter, e.g. `info` or `dispense_server=debug`.
+    pub(crate) fn log_filter(&self) -> Result<tracing_subscriber::EnvFilter, Error> {
+        self.parse("server.logging.level", |text| {
+            tracing_subscriber::EnvFilter::try_new(text).map_err(|error| error.to_string())
+        })
+    }
+
+    /// Whether the log is JSON.
+    pub(crate) fn log_is_json(&self) -> Result<bool, Error> {
+        self.parse("server.logging.format", |text| match text {
+            "json" => Ok(true),
+            "pretty" => Ok(false),
+            _ => Err("use `json` or `pretty`".to_owned()),
+        })
+    }
+
+    /// What is asked of callers.
+    pub(crate) fn access(&self) -> Result<AccessConfig, Error> {
+        let auth = self.parse("server.auth.enabled", switch)?;
+        let key_required = auth && self.parse("server.auth.api_key_required", switch)?;
+        if !key_required && !self.address()?.ip().is_loopback() {
+            let message = "without API keys a server listens on this machine only: set server.address to \
+                           127.0.0.1:8080, or server.auth.enabled to true";
+            return Err(usage(message));
+        }
+        let limited = self.parse("server.rate_limiting.enabled", switch)?;
+        let per_minute = self.parse("server.rate_limiting.requests_per_minute", |text| {
+            text.parse::<NonZeroU32>().map_err(|_| "use a number from 1 up".to_owned())
+        })?;
+        let allowed_origins = self.parse("server.cors.allowed_origins", |text| {
+            let origins = text.split(',').map(str::trim).filter(|origin| !origin.is_empty());
+            origins.map(origin).collect::<Result<Vec<_>, String>>()
+        })?;
+        Ok(AccessConfig { key_required, requests_per_minute: limited.then_some(per_minute), allowed_origins })
+    }
+}
+
+/// `HOST:PORT` with numbers, or `:PORT` for every address of the machine.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let whole = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    whole.parse().map_err(|_| format!("use ADDRESS:PORT, e.g. 127.0.0.1:{RUNNER_PORT}, or :PORT for all addresses"))
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("use `true` or `false`".to_owned()),
+    }
+}
+
+fn origin(text: &str) -> Result<http::HeaderValue, String> {
+    let bare = text.split_once("://").is_some_and(|(scheme, host)| {
+        ["http", "https"].contains(&scheme) && !host.is_empty() && !host.contains(['/', '*', '?', '#'])
+    });
+    let wrong = || format!("`{text}` is no origin: use e.g. https://console.example.org");
+    if bare { text.parse().map_err(|_| wrong()) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(yaml: &str, variables: &[(&str, &str)], flags: &[(&str, Option<String>)]) -> Result<Settings, Error> {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("server.yaml");
+        std::fs::write(&path, yaml).expect("ours");
+        let variable =
+            |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Settings::resolve(Kind::Server, Some(&path), flags, variable)
+    }
+
+    fn source(settings: &Settings, key: &str) -> Source {
+        let (_, value) = settings.iter().find(|(setting, _)| setting.key == key).expect("a setting");
+        value.source.clone()
+    }
+
+    const SEED: &str = "server:\n  address: \":8080\"\n  auth:\n    enabled: true\n    api_key_required: true\n  \
+                        logging:\n    level: \"info\"\n    format: \"json\"\n  rate_limiting:\n    enabled: true\n    \
+                        requests_per_minute: 100\n";
+
+    #[test]
+    fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
+        let flags = [("server.log_tail", Some("1K".to_owned()))];
+        let variables = [("DISPENSE_LOG_TAIL", "2K"), ("DISPENSE_GRPC_ADDRESS", "127.0.0.1:9")];
+        let settings = resolve(SEED, &variables, &flags).expect("valid");
+        assert_eq!(settings.log_tail_bytes().expect("valid"), 1024);
+        assert_eq!(settings.address().expect("valid"), "127.0.0.1:9".parse().expect("an address"));
+        assert!(settings.log_is_json().expect("valid"));
+        assert_eq!(source(&settings, "server.log_tail"), Source::Flag);
+        assert_eq!(source(&settings, "server.address"), Source::Variable("DISPENSE_GRPC_ADDRESS"));
+        assert!(matches!(source(&settings, "server.logging.format"), Source::File(_)));
+        assert_eq!(source(&settings, "server.runner_address"), Source::Default);
+        let access = settings.access().expect("valid");
+        assert_eq!((access.key_required, access.requests_per_minute), (true, NonZeroU32::new(100)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_the_key_and_its_source() {
+        let unknown = resolve("server:\n  adress: \":1\"\n", &[], &[]).expect_err("a slip");
+        assert!(unknown.message.contains("`server.adress`"), "{unknown}");
+        let cases = [
+            ("server:\n  address: somewhere\n", "server.address"),
+            ("server:\n  auth:\n    enabled: perhaps\n", "server.auth.enabled"),
+            ("server:\n  rate_limiting:\n    requests_per_minute: 0\n", "requests_per_minute"),
+            ("server:\n  cors:\n    allowed_origins: [\"*\"]\n", "allowed_origins"),
+            ("server:\n  auth:\n    enabled: false\n", "this machine only"),
+        ];
+        for (yaml, told) in cases {
+            let settings = resolve(yaml, &[], &[]).expect("known keys");
+            let error = settings.address().map(drop).and_then(|()| settings.access().map(drop)).expect_err(yaml);
+            assert!(error.message.contains(told), "{error}");
+        }
+        assert!(resolve("server: [1", &[], &[]).is_err());
+    }
+
+    #[test]
+    fn lists_are_lists_or_words_between_commas() {
+        for yaml in ["[\"https://a.example\", \"http://b.example:1\"]", "\"https://a.example, http://b.example:1\""] {
+            let settings = resolve(&format!("server:\n  cors:\n    allowed_origins: {yaml}\n"), &[], &[]);
+            let origins = settings.expect("known").access().expect("valid").allowed_origins;
+            assert_eq!(origins, ["https://a.example", "http://b.example:1"]);
+        }
+    }
+}

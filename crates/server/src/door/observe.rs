@@ -1,0 +1,176 @@
+//! What is noted of every request: a line in the log with its id, and the metrics.
+//!
+//! An answer has ended when its last byte has left, so the note is taken by the body; one whose caller goes first
+//! is noted as cancelled.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use dispense_api::error::Code;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+
+use crate::auth::Principal;
+use crate::auth::secret::{hex, random_bytes};
+use crate::metrics::{Metrics, Request};
+
+/// Names a request in the logs of everybody that it passes; a caller may bring its own.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const REQUEST_ID_MAX_BYTES: usize = 128;
+const REQUEST_ID_RANDOM_BYTES: usize = 8;
+/// An answer that is whole.
+const OK: &str = "ok";
+/// The method of a request that no row of the authorisation table names.
+const UNKNOWN: &str = "unknown";
+
+/// In an answer's extensions: the row of the authorisation table that the request fell under.
+#[derive(Debug, Clone)]
+pub(super) struct Matched(pub(super) String);
+
+impl Matched {
+    /// Notes it on an answer, with who called.
+    pub(super) fn note<B>(self, response: &mut http::Response<B>, caller: Option<Principal>) {
+        response.extensions_mut().insert(self);
+        if let Some(caller) = caller {
+            response.extensions_mut().insert(caller);
+        }
+    }
+}
+
+/// A request that is under way.
+pub(super) struct Observation {
+    metrics: Arc<Metrics>,
+    request: Request,
+    request_id: HeaderValue,
+    account: String,
+    begun: Instant,
+    code: Option<&'static str>,
+}
+
+/// The id that a caller gave, if it is one, or a new one.
+pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let plain = |value: &&HeaderValue| {
+        let bytes = value.as_bytes();
+        (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+    };
+    headers.get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(|| {
+        let text = hex(&random_bytes::<REQUEST_ID_RANDOM_BYTES>());
+        HeaderValue::from_str(&text).expect("hex digits are a header")
+    })
+}
+
+impl Observation {
+    pub(super) fn begin(metrics: Arc<Metrics>, door: &'static str, request_id: HeaderValue) -> Self {
+        metrics.begun(door);
+        let request = Request { door, method: UNKNOWN.to_owned() };
+        Self { metrics, request, request_id, account: String::new(), begun: Instant::now(), code: None }
+    }
+
+    /// Follows the answer to its end.
+    pub(super) fn follow(mut self, mut response: Response) -> Response {
+        response.headers_mut().insert(REQUEST_ID, self.request_id.clone());
+        if let Some(Matched(method)) = response.extensions_mut().remove() {
+            self.request.method = method;
+        }
+        if let Some(caller) = response.extensions_mut().remove::<Principal>() {
+            self.account = caller.account;
+        }
+        self.code = grpc_code(response.headers()).or_else(|| match response.status() {
+            // Of gRPC the trailers tell.
+            StatusCode::OK if self.request.door == "grpc" => None,
+            status if status.is_client_error() || status.is_server_error() => Some(http_code(status)),
+            _ => Some(OK),
+        });
+        let (head, body) = response.into_parts();
+        Response::from_parts(head, Body::new(Observed { body, observation: self, whole: false }))
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        let (duration, code) = (self.begun.elapsed(), self.code.unwrap_or(Code::Cancelled.as_str()));
+        self.metrics.ended(&self.request, code, duration);
+        tracing::info!(
+            target: "dispense_server::access",
+            door = self.request.door,
+            method = %self.request.method,
+            code,
+            ms = duration.as_secs_f64() * 1000.0,
+            account = %self.account,
+            request_id = self.request_id.to_str().unwrap_or_default(),
+            "request"
+        );
+    }
+}
+
+/// The body of an answer.
+struct Observed {
+    body: Body,
+    observation: Observation,
+    whole: bool,
+}
+
+impl http_body::Body for Observed {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(code) = frame.trailers_ref().and_then(grpc_code) {
+                    self.observation.code = Some(code);
+                }
+            }
+            Some(Err(_)) => self.observation.code = Some(Code::Internal.as_str()),
+            None => self.whole = true,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        // Of an answer of known length nobody asks for the end.
+        if !self.whole && !self.body.is_end_stream() && self.observation.request.door == "rest" {
+            self.observation.code = Some(Code::Cancelled.as_str());
+        }
+    }
+}
+
+fn grpc_code(headers: &HeaderMap) -> Option<&'static str> {
+    let number = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    Some(if number == 0 { OK } else { Code::from_grpc(number).as_str() })
+}
+
+fn http_code(status: StatusCode) -> &'static str {
+    const CODES: [Code; 12] = [
+        Code::InvalidArgument,
+        Code::Unauthenticated,
+        Code::PermissionDenied,
+        Code::NotFound,
+        Code::FailedPrecondition,
+        Code::ResourceExhausted,
+        Code::Cancelled,
+        Code::Internal,
+        Code::Unimplemented,
+        Code::Unavailable,
+        Code::DeadlineExceeded,
+        Code::AlreadyExists,
+    ];
+    let code = CODES.into_iter().find(|code| code.http() == status.as_u16());
+    code.unwrap_or(if status.is_client_error() { Code::InvalidArgument } else { Code::Internal }).as_str()
+}
