@@ -54,6 +54,7 @@ fn paths_of_architecture(root: &Path) -> Result<Vec<String>> {
 /// Dependencies that are there twice, each with the reason.
 const DUPLICATES: &[(&str, &str)] = &[
     ("syn", "thiserror and tonic are between 2 and 3"),
+    ("base64", "tonic, sqlx and prost-reflect are behind rcgen"),
     ("foldhash", "pulled by the two hashbrowns"),
     ("hashbrown", "pulled by indexmap and sqlx"),
     ("getrandom", "pulled by ring's and rand's users"),

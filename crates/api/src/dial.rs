@@ -19,7 +19,7 @@ pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>>
 /// Opens connections to the host and port of a URL.
 pub type Dialler = Arc<dyn Fn(Uri) -> Dialling + Send + Sync>;
 
-/// Connects an endpoint, by TCP unless there is a dialler.
+/// Connects an endpoint: by a dialler, or by TCP.
 pub async fn connect(endpoint: &Endpoint, dialler: Option<&Dialler>) -> Result<Channel, Error> {
     let Some(dialler) = dialler.cloned() else { return endpoint.connect().await };
     let connector = tower::service_fn(move |uri| {

@@ -1,11 +1,14 @@
 //! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
 
 pub(crate) mod keys;
+pub(crate) mod serve;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use dispense_client::Pin;
 
 use crate::settings::{Kind, Settings};
 use crate::units::{self, Pair};
@@ -40,6 +43,12 @@ pub(crate) struct Global {
     /// API key for that server
     #[arg(long, global = true, env = "DISPENSE_API_KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
+    /// Fingerprint of the certificate of an https server, as the server prints it
+    #[arg(long, global = true, env = "DISPENSE_TLS_PIN", value_name = "sha256:…")]
+    pub(crate) tls_pin: Option<Pin>,
+    /// Authorities that vouch for an https server, a PEM file [default: those of this machine]
+    #[arg(long, global = true, env = "DISPENSE_CA_FILE", value_name = "FILE", conflicts_with = "tls_pin")]
+    pub(crate) ca_file: Option<PathBuf>,
     /// Where a local server keeps its data [default: $XDG_DATA_HOME/dispense]
     #[arg(long, global = true, env = "DISPENSE_DATA_DIR")]
     pub(crate) data_dir: Option<PathBuf>,
@@ -76,9 +85,9 @@ pub(crate) enum Command {
     /// List jobs: the record of each wanted change
     Jobs(JobsArgs),
     /// Keep a server and a runner running on this machine
-    Up(UpArgs),
+    Up(serve::UpArgs),
     /// Run a server
-    Server(ServerArgs),
+    Server(serve::ServerArgs),
     /// Join a server as a runner, or list runners
     Runner(RunnerArgs),
     /// Make, list, replace and end API keys
@@ -355,52 +364,10 @@ pub(crate) struct JobsArgs {
 }
 
 #[derive(Args)]
-pub(crate) struct UpArgs {
-    #[command(flatten)]
-    pub(crate) listen: ListenArgs,
-    #[command(flatten)]
-    pub(crate) templates: TemplateArgs,
-}
-
-#[derive(Args)]
-pub(crate) struct ListenArgs {
-    /// Settings of the server, a YAML file [default: $XDG_CONFIG_HOME/dispense/server.yaml]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// Address for clients, e.g. 127.0.0.1:8080, or :8080 for all addresses of the machine
-    #[arg(long)]
-    pub(crate) address: Option<String>,
-    /// Address for runners
-    #[arg(long)]
-    pub(crate) runner_address: Option<String>,
-    /// What is kept of each stream of a process after its sandbox is gone, e.g. 64K; 0 keeps nothing
-    #[arg(long)]
-    pub(crate) log_tail: Option<String>,
-}
-
-impl ListenArgs {
-    /// The settings that they are part of.
-    pub(crate) fn settings(&self, kind: Kind) -> Result<Settings, dispense_client::Error> {
-        let flags = [
-            ("server.address", self.address.clone()),
-            ("server.runner_address", self.runner_address.clone()),
-            ("server.log_tail", self.log_tail.clone()),
-        ];
-        Settings::load(kind, self.config.as_deref(), &flags)
-    }
-}
-
-#[derive(Args)]
 pub(crate) struct TemplateArgs {
     /// Template of a name, from a directory or a tar archive
     #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
     pub(crate) template: Vec<Pair>,
-}
-
-#[derive(Args)]
-pub(crate) struct ServerArgs {
-    #[command(flatten)]
-    pub(crate) listen: ListenArgs,
 }
 
 #[derive(Args)]
@@ -475,6 +442,8 @@ pub(crate) enum ConfigKey {
     Url,
     /// The API key for it
     ApiKey,
+    /// The fingerprint of its certificate
+    TlsPin,
 }
 
 #[derive(Args)]

@@ -22,6 +22,8 @@ pub(crate) struct Config {
     pub(crate) url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) api_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_pin: Option<String>,
 }
 
 /// `$XDG_CONFIG_HOME/dispense/config.json`.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use dispense_client::{Client, Error};
+use dispense_client::{Client, Error, Pin, Trust};
 
 use crate::args::Global;
 use crate::config::{self, Config};
@@ -14,10 +14,10 @@ use crate::local::lease::{self, Lease};
 const EMBEDDED_RESUME_FOR: Duration = Duration::from_secs(2);
 
 /// Where the values of an endpoint come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Endpoint {
     /// A server that the user named.
-    Configured { url: String, api_key: String, source: &'static str },
+    Configured { url: String, api_key: String, source: &'static str, trust: Trust },
     /// The one of the data directory.
     Local { data_dir: PathBuf },
 }
@@ -42,7 +42,26 @@ pub(crate) fn resolve(global: &Global) -> Result<Endpoint, Error> {
     let api_key = global.api_key.clone().or(from_file).ok_or_else(|| {
         usage(format!("there is no API key for {url}: set DISPENSE_API_KEY, or use `dispense config set api-key`"))
     })?;
-    Ok(Endpoint::Configured { url, api_key, source })
+    let pinned = file.tls_pin.filter(|_| file.url.as_deref() == Some(&url)).map(|pin| parse_pin(&pin)).transpose()?;
+    let trust = match (trust(global), pinned) {
+        (Trust::System, Some(pin)) => Trust::pin(pin),
+        (given, _) => given,
+    };
+    Ok(Endpoint::Configured { url, api_key, source, trust })
+}
+
+/// Whom the flags and variables believe that it is the server.
+pub(crate) fn trust(global: &Global) -> Trust {
+    match (&global.tls_pin, &global.ca_file) {
+        (Some(pin), _) => Trust::pin(*pin),
+        (None, Some(path)) => Trust::Authorities(path.clone()),
+        (None, None) => Trust::System,
+    }
+}
+
+/// A fingerprint from the configuration.
+pub(crate) fn parse_pin(text: &str) -> Result<Pin, Error> {
+    text.parse().map_err(|error| usage(format!("tls-pin: {error}")))
 }
 
 /// The data directory of a local server.
@@ -56,12 +75,12 @@ pub(crate) fn data_dir(global: &Global) -> Result<PathBuf, Error> {
 /// Connects; a local server is started when none runs.
 pub(crate) async fn connect(global: &Global) -> Result<Connected, Error> {
     match resolve(global)? {
-        Endpoint::Configured { url, api_key, .. } => {
-            Ok(Connected { client: Client::connect(&url, &api_key).await?, _lease: None })
+        Endpoint::Configured { url, api_key, trust, .. } => {
+            Ok(Connected { client: Client::connect_trusting(&url, &api_key, &trust).await?, _lease: None })
         }
         Endpoint::Local { data_dir } => {
             let lease = lease::take(&data_dir).await?;
-            let mut client = Client::connect(&lease.info.url, &lease.info.api_key).await?;
+            let mut client = lease.info.connect().await?;
             if lease.info.embedded {
                 client = client.resume_for(EMBEDDED_RESUME_FOR);
             }

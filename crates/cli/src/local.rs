@@ -12,10 +12,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use dispense_client::{Code, Error};
+use dispense_api::tls::{self, SharedPin};
+use dispense_client::{Client, Code, Error, Trust};
 use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
-use dispense_server::{AccessConfig, Server, ServerConfig, StartError};
+use dispense_server::{AccessConfig, Server, ServerConfig, StartError, TlsConfig};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,7 @@ pub(crate) struct LocalConfig {
     pub(crate) runner_address: SocketAddr,
     pub(crate) log_tail_bytes: u32,
     pub(crate) access: AccessConfig,
+    pub(crate) tls: Option<TlsConfig>,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -50,8 +52,19 @@ pub(crate) struct LocalInfo {
     /// Where runners join.
     pub(crate) runner_url: String,
     pub(crate) join_token: String,
+    /// Of its certificate, where it has TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tls_pin: Option<String>,
     /// It ends with its clients and does not come back.
     pub(crate) embedded: bool,
+}
+
+impl LocalInfo {
+    /// Connects to it.
+    pub(crate) async fn connect(&self) -> Result<Client, Error> {
+        let pin = self.tls_pin.as_deref().map(crate::endpoint::parse_pin).transpose()?;
+        Client::connect_trusting(&self.url, &self.api_key, &pin.map_or(Trust::System, Trust::pin)).await
+    }
 }
 
 /// A started server.
@@ -74,19 +87,22 @@ impl Local {
             embedded: config.embedded,
             log_tail_bytes: config.log_tail_bytes,
             access: config.access.clone(),
+            tls: config.tls.clone(),
         });
         let server = server.await.map_err(|error| start_error(&error))?;
+        let scheme = if config.tls.is_some() { "https" } else { "http" };
         let info = LocalInfo {
-            url: format!("http://{}", reachable(server.address())),
+            url: format!("{scheme}://{}", reachable(server.address())),
             api_key: server.admin_key().to_owned(),
-            runner_url: format!("http://{}", reachable(server.runner_address())),
+            runner_url: format!("{scheme}://{}", reachable(server.runner_address())),
             join_token: server.join_token().to_owned(),
+            tls_pin: server.tls_pin().map(|pin| told(&pin)),
             embedded: config.embedded,
         };
         let runner_shutdown = CancellationToken::new();
         let started = async {
             let runner = match config.runner {
-                true => Some(start_runner(&config, &info, runner_shutdown.clone()).await?),
+                true => Some(start_runner(&config, &info, server.tls_pin(), runner_shutdown.clone()).await?),
                 false => None,
             };
             let mut runner = runner;
@@ -97,7 +113,7 @@ impl Local {
                     ended = task => return Err(why_ended(ended)),
                 }
             }
-            let socket = socket::Socket::open(&config.data_dir, &info, config.embedded)?;
+            let socket = socket::Socket::open(&config.data_dir, line(&info, server.tls_pin()), config.embedded)?;
             Ok((runner, socket))
         };
         match started.await {
@@ -161,9 +177,24 @@ fn why_ended(ended: Result<Result<(), dispense_runner::RunnerError>, tokio::task
     }
 }
 
+/// A fingerprint as it is now.
+fn told(pin: &SharedPin) -> String {
+    pin.read().expect("no holder panics").to_string()
+}
+
+/// What clients are told, with the certificate of the moment.
+fn line(info: &LocalInfo, pin: Option<SharedPin>) -> impl Fn() -> String + Send + 'static {
+    let info = info.clone();
+    move || {
+        let info = LocalInfo { tls_pin: pin.as_ref().map(told), ..info.clone() };
+        format!("{}\n", serde_json::to_string(&info).unwrap_or_default())
+    }
+}
+
 async fn start_runner(
     config: &LocalConfig,
     info: &LocalInfo,
+    pin: Option<SharedPin>,
     shutdown: CancellationToken,
 ) -> Result<JoinHandle<Result<(), dispense_runner::RunnerError>>, Error> {
     let state_dir = config.data_dir.join("runner");
@@ -177,7 +208,9 @@ async fn start_runner(
         capacity: None,
         embedded: true,
     };
-    Ok(tokio::spawn(async move { dispense_runner::run(runner, backend, shutdown).await }))
+    let dialler = pin.map(|pin| tls::dialler(&Trust::Pin(pin))).transpose();
+    let dialler = dialler.map_err(|error| local("set TLS up", &error))?;
+    Ok(tokio::spawn(async move { dispense_runner::run_over(runner, backend, shutdown, dialler).await }))
 }
 
 /// Opens the native backend.
@@ -200,6 +233,7 @@ fn start_error(error: &StartError) -> Error {
         StartError::DataDir(_) => "data_dir",
         StartError::Store { .. } => "database",
         StartError::Vault(_) => "vault",
+        StartError::Tls(_) => "tls",
         StartError::Listen { .. } => "listen",
     };
     Error::new(Code::FailedPrecondition, reason, error.to_string())

@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
-use dispense_server::AccessConfig;
+use dispense_server::{AccessConfig, TlsConfig};
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -47,6 +47,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default_up: "127.0.0.1:50051",
     },
     same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
+    same("server.tls.enabled", "DISPENSE_GRPC_TLS_ENABLED", "false"),
+    same("server.tls.cert_file", "DISPENSE_GRPC_CERT_FILE", ""),
+    same("server.tls.key_file", "DISPENSE_GRPC_KEY_FILE", ""),
     same("server.auth.enabled", "DISPENSE_GRPC_AUTH_ENABLED", "true"),
     same("server.auth.api_key_required", "DISPENSE_API_KEY_REQUIRED", "true"),
     Setting {
@@ -197,6 +200,22 @@ impl Settings {
             "pretty" => Ok(false),
             _ => Err("use `json` or `pretty`".to_owned()),
         })
+    }
+
+    /// The certificate, where there is TLS: one of files, or of the server's own making.
+    pub(crate) fn tls(&self) -> Result<Option<TlsConfig>, Error> {
+        if !self.parse("server.tls.enabled", switch)? {
+            return Ok(None);
+        }
+        let path = |text: &str| match text {
+            "" => Ok(None),
+            text => std::path::absolute(text).map(Some).map_err(|error| error.to_string()),
+        };
+        match (self.parse("server.tls.cert_file", path)?, self.parse("server.tls.key_file", path)?) {
+            (Some(certificate), Some(key)) => Ok(Some(TlsConfig::Files { certificate, key })),
+            (None, None) => Ok(Some(TlsConfig::SelfSigned)),
+            _ => Err(usage("server.tls.cert_file and server.tls.key_file belong together: give both, or neither")),
+        }
     }
 
     /// What is asked of callers.

@@ -29,6 +29,7 @@ mod sandboxes;
 use std::time::Duration;
 
 use dispense_api::limits;
+use dispense_api::tls;
 use dispense_api::v1::file_service_client::FileServiceClient;
 use dispense_api::v1::job_service_client::JobServiceClient;
 use dispense_api::v1::log_service_client::LogServiceClient;
@@ -44,6 +45,7 @@ use tonic::{Request, Status};
 
 pub use dispense_api::dial::{Connection, Dialler, Dialling};
 pub use dispense_api::error::{Code, Error};
+pub use dispense_api::tls::{Pin, Trust};
 pub use dispense_api::v1;
 pub use files::{Download, Upload};
 pub use ports::{PortReader, PortStream, PortWriter};
@@ -81,9 +83,35 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `http://HOST:PORT` with an API key.
+    /// Connects to `http://HOST:PORT` or `https://HOST:PORT` with an API key. Of the latter, the authorities that
+    /// this machine trusts must vouch for the server.
     pub async fn connect(url: &str, api_key: &str) -> Result<Self, Error> {
-        Self::connect_over(url, api_key, None).await
+        Self::connect_trusting(url, api_key, &Trust::System).await
+    }
+
+    /// The same, believing other authorities than this machine's, or one certificate by its fingerprint.
+    pub async fn connect_trusting(url: &str, api_key: &str, trust: &Trust) -> Result<Self, Error> {
+        let tls = url.starts_with("https://").then(|| tls::dialler(trust)).transpose();
+        let dialler = tls.map_err(|error| Error::new(Code::InvalidArgument, "tls", error.to_string()))?;
+        Self::connect_over(url, api_key, dialler).await
+    }
+
+    /// Connects as the environment says: `DISPENSE_URL`, `DISPENSE_API_KEY`, and `DISPENSE_TLS_PIN` or
+    /// `DISPENSE_CA_FILE` for a server that this machine's authorities do not know.
+    pub async fn from_env() -> Result<Self, Error> {
+        let variable = |name: &str| {
+            let missing = || Error::new(Code::InvalidArgument, "endpoint", format!("{name} is not set"));
+            std::env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(missing)
+        };
+        let trust = match (variable("DISPENSE_TLS_PIN"), variable("DISPENSE_CA_FILE")) {
+            (Ok(pin), _) => {
+                let pin = pin.parse::<Pin>();
+                Trust::pin(pin.map_err(|error| Error::new(Code::InvalidArgument, "tls", error.to_string()))?)
+            }
+            (Err(_), Ok(path)) => Trust::Authorities(path.into()),
+            (Err(_), Err(_)) => Trust::System,
+        };
+        Self::connect_trusting(&variable("DISPENSE_URL")?, &variable("DISPENSE_API_KEY")?, &trust).await
     }
 
     /// The same, over connections that the caller makes.
@@ -91,8 +119,8 @@ impl Client {
         let invalid = |message: String| Error::new(Code::InvalidArgument, "endpoint", message);
         let endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(|_| invalid(format!("`{url}` is not the address of a server: use http://HOST:PORT")))?;
-        if endpoint.uri().scheme_str() != Some("http") {
-            return Err(invalid(format!("`{url}` is not an address that this client can use: use http://HOST:PORT")));
+        if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
+            return Err(invalid(format!("`{url}` is not the address of a server: use http:// or https://HOST:PORT")));
         }
         let key = format!("Bearer {api_key}")
             .parse()

@@ -53,6 +53,11 @@ impl Clients {
 
     /// Runs a script of this folder against a server.
     pub fn run(&self, script: &str, address: &str, key: &str) {
+        self.run_with(script, address, key, &[]);
+    }
+
+    /// The same, with more variables.
+    pub fn run_with(&self, script: &str, address: &str, key: &str, variables: &[(&str, &str)]) {
         let mut command = if script.ends_with(".py") {
             let mut command = self.python();
             command.arg(scripts().join(script));
@@ -70,7 +75,8 @@ impl Clients {
             .env("DISPENSE_API_KEY", key)
             .env("STUBS", self.work.path())
             .env("DESCRIPTORS", self.work.path().join("all.bin"))
-            .env("PROTO", proto());
+            .env("PROTO", proto())
+            .envs(variables.iter().copied());
         done(&command.output().expect("python3 and node are installed"), script);
     }
 }

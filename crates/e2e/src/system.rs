@@ -38,6 +38,7 @@ async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: Sock
         embedded: false,
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
         access: AccessConfig::default(),
+        tls: None,
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };
     let (public, runners) = (listen(address).await, listen(runner_address).await);

@@ -10,6 +10,7 @@ mod observe;
 mod request;
 mod rest;
 mod service;
+pub(crate) mod tls;
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use dispense_api::limits;
 use dispense_api::runner::runner_link_service_server::RunnerLinkServiceServer;
+use dispense_api::tls::SharedPin;
 use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +43,8 @@ use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
 use auth::{ApiKey, Keys, Role};
 use clock::Clock;
+use door::listener::Port;
+use door::tls::Tls;
 use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
@@ -58,6 +61,7 @@ pub use store::StoreMode;
 pub use clock::WallClock;
 pub use data_dir::DataDirError;
 pub use door::listener::Listener;
+pub use door::tls::TlsConfig;
 
 /// A hello lists all boxes of a runner.
 const CONTROL_MESSAGE_MAX_BYTES: usize = 32 << 20;
@@ -85,6 +89,8 @@ pub struct ServerConfig {
     pub log_tail_bytes: u32,
     /// Who may call, and how often.
     pub access: AccessConfig,
+    /// Without it both ports are plain.
+    pub tls: Option<TlsConfig>,
 }
 
 /// What is asked of callers.
@@ -135,6 +141,9 @@ pub enum StartError {
         /// Why.
         cause: String,
     },
+    /// The certificate cannot be used.
+    #[error("failed to set TLS up: {0}")]
+    Tls(String),
     /// What is sealed in the database cannot be opened.
     #[error("failed to open the stored secrets: {0}")]
     Vault(String),
@@ -157,6 +166,7 @@ pub struct Server {
     admin_key: String,
     join_token: String,
     parts: Parts,
+    tls: Option<Arc<Tls>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
     /// Held until the end.
@@ -191,6 +201,8 @@ impl Server {
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
         planted::disarm();
+        let tls = config.tls.as_ref().map(|tls| Tls::open(tls, &data_dir)).transpose();
+        let tls = tls.map_err(|error| StartError::Tls(error.to_string()))?.map(Arc::new);
         let path = data_dir.join("server.db");
         let failed = |error: StoreError| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
@@ -230,6 +242,7 @@ impl Server {
             admin_key,
             join_token: secret.join_token(),
             parts: Parts { sandboxes, relay, keys, gate: Arc::new(gate), vault: Arc::new(vault), metrics },
+            tls,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             _data_dir: data_dir,
@@ -244,9 +257,10 @@ impl Server {
     async fn serve<L: Listener>(&self, public: L, runners: L, origins: &[HeaderValue]) {
         let doors = Doors::new(self.parts.clone(), origins).await;
         let service = move |request| doors.clone().serve(request);
+        let acceptor = || self.tls.as_ref().map(|tls| tls.acceptor());
         self.tasks.spawn(listener::serve(
             public,
-            PUBLIC_WINDOW_BYTES,
+            Port { window_bytes: PUBLIC_WINDOW_BYTES, tls: acceptor() },
             service,
             self.tasks.clone(),
             self.shutdown.clone(),
@@ -264,11 +278,14 @@ impl Server {
         };
         self.tasks.spawn(listener::serve(
             runners,
-            limits::CONNECTION_WINDOW_BYTES,
+            Port { window_bytes: limits::CONNECTION_WINDOW_BYTES, tls: acceptor() },
             service,
             self.tasks.clone(),
             self.shutdown.clone(),
         ));
+        if let Some(tls) = self.tls.clone() {
+            self.tasks.spawn(tls.reload_task(self.shutdown.clone()));
+        }
         self.tasks.spawn(sweep::sweep_task(self.parts.sandboxes.clone(), self.shutdown.clone()));
     }
 
@@ -280,6 +297,11 @@ impl Server {
     /// Where runners reach it.
     pub fn runner_address(&self) -> SocketAddr {
         self.runner_address
+    }
+
+    /// The fingerprint of its certificate, where it has TLS.
+    pub fn tls_pin(&self) -> Option<SharedPin> {
+        self.tls.as_ref().map(|tls| tls.pin())
     }
 
     /// The first administrator's key, as it stands in the data directory.

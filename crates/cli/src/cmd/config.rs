@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::args::{ConfigArgs, ConfigCommand, ConfigKey, Global, Output};
 use crate::config::{self, Config};
-use crate::endpoint::{Endpoint, resolve};
+use crate::endpoint::{Endpoint, parse_pin, resolve};
 use crate::local::lease;
 use crate::settings::{Kind, Setting, Settings, Value};
 use crate::show;
@@ -22,6 +22,8 @@ struct ShowJson {
     runner_url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     join_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_pin: Option<String>,
     /// Of a server that would be started here.
     server: Vec<SettingJson>,
 }
@@ -48,6 +50,9 @@ fn change(key: ConfigKey, value: Option<String>) -> Result<u8, Error> {
     match key {
         ConfigKey::Url => config.url = value,
         ConfigKey::ApiKey => config.api_key = value,
+        ConfigKey::TlsPin => {
+            config.tls_pin = value.map(|pin| parse_pin(&pin).map(|pin| pin.to_string())).transpose()?
+        }
     }
     let path = config.save()?;
     crate::show::say!("{} is written", path.display());
@@ -56,13 +61,14 @@ fn change(key: ConfigKey, value: Option<String>) -> Result<u8, Error> {
 
 async fn show(global: &Global) -> Result<u8, Error> {
     let shown = match resolve(global)? {
-        Endpoint::Configured { url, api_key, source } => ShowJson {
+        Endpoint::Configured { url, api_key, source, .. } => ShowJson {
             url,
             api_key: masked(&api_key),
             source: source.to_owned(),
             data_dir: None,
             runner_url: None,
             join_token: None,
+            tls_pin: None,
             server: vec![],
         },
         Endpoint::Local { data_dir } => {
@@ -79,6 +85,7 @@ async fn show(global: &Global) -> Result<u8, Error> {
                 source: source.to_owned(),
                 data_dir: Some(data_dir.display().to_string()),
                 runner_url: info.as_ref().map(|info| info.runner_url.clone()),
+                tls_pin: info.as_ref().and_then(|info| info.tls_pin.clone()),
                 join_token: info.map(|info| info.join_token),
                 server: settings()?,
             }
@@ -95,6 +102,7 @@ async fn show(global: &Global) -> Result<u8, Error> {
                 ("data directory", shown.data_dir),
                 ("runners join", shown.runner_url),
                 ("join token", shown.join_token),
+                ("tls pin", shown.tls_pin),
                 ("file", Some(file)),
             ];
             for (name, value) in facts {

@@ -65,18 +65,21 @@ async fn server(global: &Global) -> FindingJson {
         detail,
         advice: advice.to_owned(),
     };
-    let (url, api_key) = match resolve(global) {
+    let (url, client) = match resolve(global) {
         Err(error) => return finding("bad", error.message, "`dispense config show`"),
-        Ok(Endpoint::Configured { url, api_key, .. }) => (url, api_key),
+        Ok(Endpoint::Configured { url, api_key, trust, .. }) => {
+            let client = Client::connect_trusting(&url, &api_key, &trust).await;
+            (url, client)
+        }
         Ok(Endpoint::Local { data_dir }) => match lease::find(&data_dir).await {
-            Ok(Some(lease)) => (lease.info.url.clone(), lease.info.api_key.clone()),
+            Ok(Some(lease)) => (lease.info.url.clone(), lease.info.connect().await),
             Ok(None) => {
                 return finding("good", "none is configured and none runs: `run` starts its own".to_owned(), "");
             }
             Err(error) => return finding("bad", error.message, ""),
         },
     };
-    let answered = async { Client::connect(&url, &api_key).await?.runners().await }.await;
+    let answered = async { client?.runners().await }.await;
     match answered {
         Ok(runners) => finding("good", format!("{url} answers and has {} runners", runners.len()), ""),
         Err(error) => finding("bad", error.message, "start it, or change the address with `dispense config set url`"),

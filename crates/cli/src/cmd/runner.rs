@@ -1,5 +1,6 @@
 //! `dispense runner`: joins a server; `dispense runner list`.
 
+use dispense_api::tls;
 use dispense_client::{Client, Code, Error, v1};
 use dispense_runner::RunnerConfig;
 use serde::Serialize;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::{StopSignals, absolute};
 use crate::args::{Global, Output, RunnerArgs, RunnerCommand};
-use crate::endpoint::{connect, data_dir};
+use crate::endpoint::{connect, data_dir, trust};
 use crate::failure::{local, usage};
 use crate::local::open_backend;
 use crate::show::{self, age, rfc3339};
@@ -60,7 +61,9 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         embedded: false,
     };
     let shutdown = CancellationToken::new();
-    let running = dispense_runner::run(config, backend, shutdown.clone());
+    let tls = config.server_url.starts_with("https://").then(|| tls::dialler(&trust(global))).transpose();
+    let dialler = tls.map_err(|error| local("set TLS up", &error))?;
+    let running = dispense_runner::run_over(config, backend, shutdown.clone(), dialler);
     tokio::pin!(running);
     let ended = tokio::select! {
         ended = &mut running => ended,

@@ -9,7 +9,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use dispense_server::AccessConfig;
 
-use crate::args::{Global, ServerArgs, UpArgs};
+use crate::args::Global;
+use crate::args::serve::{ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
 use crate::failure::local;
 use crate::local::lease::Announcement;
@@ -36,6 +37,7 @@ async fn serve(global: &Global, settings: &Settings, runner: bool, templates: Ve
         runner_address: settings.runner_address()?,
         log_tail_bytes: settings.log_tail_bytes()?,
         access: settings.access()?,
+        tls: settings.tls()?,
         embedded: false,
         runner,
         templates: absolute(templates)?,
@@ -66,9 +68,12 @@ fn introduce(info: &LocalInfo, settings: &Settings, key: &Path) {
          Another machine joins with:     dispense runner --join {runner_url} --token {join_token}\n",
         key.display()
     );
+    if let Some(pin) = &info.tls_pin {
+        text.push_str(&format!("Those who do not know its certificate add:  --tls-pin {pin}\n"));
+    }
     let beyond = |address: Result<std::net::SocketAddr, Error>| address.is_ok_and(|one| !one.ip().is_loopback());
-    if beyond(settings.address()) || beyond(settings.runner_address()) {
-        text.push_str("Traffic beyond this machine is not encrypted: use a private network or a tunnel.\n");
+    if info.tls_pin.is_none() && (beyond(settings.address()) || beyond(settings.runner_address())) {
+        text.push_str("Traffic beyond this machine is not encrypted: use a private network, or TLS (`--tls`).\n");
     }
     if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
         tracing::debug!(%error, "stdout");
@@ -88,6 +93,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         runner_address: ([127, 0, 0, 1], 0).into(),
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
         access: AccessConfig::default(),
+        tls: None,
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),

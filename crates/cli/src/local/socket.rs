@@ -11,7 +11,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::LocalInfo;
 use crate::failure::local;
 
 /// In the data directory, which only its owner can enter.
@@ -39,7 +38,11 @@ const FIRST_LEASE_TIMEOUT: Duration = Duration::from_secs(10);
 impl Socket {
     /// Listens. The data directory is ours, so a socket that is there is a dead one. With `while_used` it closes by
     /// itself with the last lease.
-    pub(super) fn open(data_dir: &Path, info: &LocalInfo, while_used: bool) -> Result<Self, Error> {
+    pub(super) fn open(
+        data_dir: &Path,
+        line: impl Fn() -> String + Send + 'static,
+        while_used: bool,
+    ) -> Result<Self, Error> {
         let file = data_dir.join(NAME);
         let failed = |error: std::io::Error| local(format_args!("listen on {}", file.display()), &error);
         let (_folder, path) = path(data_dir).map_err(failed)?;
@@ -49,8 +52,7 @@ impl Socket {
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
         let (unused, shutdown) = (CancellationToken::new(), CancellationToken::new());
-        let line = format!("{}\n", serde_json::to_string(info).unwrap_or_default());
-        let leases = Leases { line, file: file.clone(), while_used, unused: unused.clone() };
+        let leases = Leases { line: Box::new(line), file: file.clone(), while_used, unused: unused.clone() };
         tokio::spawn(leases.serve(listener, shutdown.clone()));
         Ok(Self { unused, file, shutdown })
     }
@@ -75,7 +77,8 @@ fn remove(file: &Path) {
 
 /// Who counts the leases.
 struct Leases {
-    line: String,
+    /// What a client is told.
+    line: Box<dyn Fn() -> String + Send>,
     file: PathBuf,
     while_used: bool,
     unused: CancellationToken,
@@ -95,7 +98,7 @@ impl Leases {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         taken = true;
-                        let line = self.line.clone();
+                        let line = (self.line)();
                         holders.spawn(async move { hold(stream, &line).await });
                     }
                     Err(error) => {

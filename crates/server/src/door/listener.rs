@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -27,6 +28,8 @@ const CONNECTIONS_MAX: usize = 8192;
 const STREAMS_MAX: u32 = 8192;
 /// A peer that has connected sends its first request within this time, or is gone.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// For the handshake of TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The headers of one HTTP/1.1 request.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// All headers of one request.
@@ -70,10 +73,19 @@ impl Listener for TcpListener {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
-/// Accepts connections, each with an HTTP/2 window of so many bytes, until `shutdown`, then lets each finish the requests it has begun.
+/// How the connections of a port are.
+#[derive(Clone)]
+pub(crate) struct Port {
+    /// HTTP/2 window of a connection.
+    pub(crate) window_bytes: u32,
+    /// Without it they are plain.
+    pub(crate) tls: Option<TlsAcceptor>,
+}
+
+/// Accepts connections until `shutdown`, then lets each finish the requests it has begun.
 pub(crate) async fn serve<L, S, F, B>(
     mut listener: L,
-    window_bytes: u32,
+    port: Port,
     service: S,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -101,9 +113,16 @@ pub(crate) async fn serve<L, S, F, B>(
             tracing::warn!(%peer, "too many connections: one was closed");
             continue;
         };
-        let (service, shutdown) = (service.clone(), shutdown.clone());
+        let (service, shutdown, port) = (service.clone(), shutdown.clone(), port.clone());
         tasks.spawn(async move {
-            connection(stream, peer, window_bytes, service, shutdown).await;
+            match port.tls {
+                None => connection(stream, peer, port.window_bytes, service, shutdown).await,
+                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => connection(stream, peer, port.window_bytes, service, shutdown).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake"),
+                    Err(_) => tracing::debug!(%peer, "handshake took too long"),
+                },
+            }
             drop(slot);
         });
     }

@@ -104,6 +104,7 @@ async fn serve(
         embedded: false,
         log_tail_bytes: 1024,
         access: AccessConfig::default(),
+        tls: None,
     };
     let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, DISK_MAX_MS));
     let surroundings = Surroundings {
