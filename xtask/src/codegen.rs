@@ -19,6 +19,8 @@ const FILES: &[&str] = &[
     "dispense/v1/job.proto",
     "dispense/v1/log.proto",
     "dispense/v1/key.proto",
+    "dispense/v1/audit.proto",
+    "dispense/v1/event.proto",
     "dispense/runner/v1/runner.proto",
     "dispense/agent/v1/agent.proto",
 ];

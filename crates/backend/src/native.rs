@@ -338,9 +338,10 @@ impl Backend for Native {
     }
 
     async fn close(&self) {
+        // Boxes have left theirs when their files go into the trash.
+        self.cgroups.close();
         self.background.close();
         self.background.wait().await;
-        self.cgroups.close();
     }
 }
 

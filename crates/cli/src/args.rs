@@ -1,6 +1,7 @@
 //! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
 
 pub(crate) mod keys;
+pub(crate) mod operations;
 pub(crate) mod serve;
 
 use std::path::PathBuf;
@@ -92,6 +93,10 @@ pub(crate) enum Command {
     Runner(RunnerArgs),
     /// Make, list, replace and end API keys
     Key(keys::KeyArgs),
+    /// Show what happens to sandboxes
+    Events(operations::EventsArgs),
+    /// Show who asked for what
+    Audit(operations::AuditArgs),
     /// Show and change the configuration of this command
     Config(ConfigArgs),
     /// Check what this machine allows, and say what to change

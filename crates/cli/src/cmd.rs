@@ -9,6 +9,7 @@ mod exec;
 mod jobs;
 mod keys;
 mod logs;
+mod operations;
 mod processes;
 mod run;
 mod runner;
@@ -42,6 +43,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Server(args) => serve::server(global, args).await,
         Command::Runner(args) => runner::runner(global, args).await,
         Command::Key(args) => keys::key(global, args).await,
+        Command::Events(args) => operations::events(global, args).await,
+        Command::Audit(args) => operations::audit(global, args).await,
         Command::Config(args) => config::config(global, args).await,
         Command::Doctor => doctor::doctor(global).await,
         Command::Bench(args) => bench::bench(global, args).await,

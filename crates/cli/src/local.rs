@@ -25,8 +25,9 @@ use crate::failure::local;
 
 /// Of the sandboxes that an embedded server still deletes when it ends.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(15);
-/// A runner of the same process ends its sessions within this time.
-const RUNNER_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A runner of the same process ends its sessions, and removes the files of deleted sandboxes: on a busy disk a large
+/// tree takes a while. What is left then the next start removes.
+const RUNNER_STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a local server is.
 pub(crate) struct LocalConfig {

@@ -21,6 +21,7 @@
 mod error;
 mod files;
 mod keys;
+mod operations;
 mod ports;
 mod processes;
 mod retry;
@@ -48,6 +49,7 @@ pub use dispense_api::error::{Code, Error};
 pub use dispense_api::tls::{Pin, Trust};
 pub use dispense_api::v1;
 pub use files::{Download, Upload};
+pub use operations::EventStream;
 pub use ports::{PortReader, PortStream, PortWriter};
 pub use processes::{Events, Input, RunningProcess};
 

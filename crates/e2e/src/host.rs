@@ -16,6 +16,9 @@ const TEST_USER: &str = "dispense-test";
 /// Set in CI, where a test that would skip fails instead.
 const NO_SKIP_VARIABLE: &str = "DISPENSE_TEST_NO_SKIP";
 
+/// For a server to end behind its last client, and to remove large trees from a busy disk.
+const GONE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// As whom the product runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -263,7 +266,7 @@ impl Host {
     pub fn finish(mut self) {
         self.finished = true;
         let left = || dispense_backend::testing::leaks::find(&self.data_dir());
-        wait::until("nothing is left on the host", Duration::from_secs(10), left, Vec::is_empty);
+        wait::until("nothing is left on the host", GONE_TIMEOUT, left, Vec::is_empty);
     }
 }
 

@@ -7,10 +7,12 @@
 //! door ──► relay ──► fleet ──► runner, which dials back ──► door
 //! ```
 
+mod audit;
 mod auth;
 mod clock;
 mod data_dir;
 mod door;
+mod events;
 mod fleet;
 mod job;
 mod metrics;
@@ -38,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use audit::Audit;
 use auth::gate::Gate;
 use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
@@ -222,9 +225,12 @@ impl Server {
         let known = store::runners::all(store.readers()).await.map_err(failed)?;
         let used = store::sandboxes::used(store.readers()).await.map_err(failed)?;
         let fleet = Arc::new(Fleet::new(known, &used));
+        let clock = Arc::new(Clock::new(surroundings.wall_clock));
         let sandboxes = Arc::new(Sandboxes {
+            audit: Arc::new(Audit { store: store.clone(), clock: clock.clone() }),
+            ticker: Arc::default(),
             store: store.clone(),
-            clock: Arc::new(Clock::new(surroundings.wall_clock)),
+            clock,
             fleet: fleet.clone(),
             orders: Orders { secret: secret.clone(), log_tail_bytes: config.log_tail_bytes },
             secret: secret.clone(),
@@ -365,6 +371,7 @@ impl Server {
     pub async fn stop(self) {
         self.shutdown.cancel();
         self.tasks.close();
+        self.parts.sandboxes.ticker.close();
         self.parts.sandboxes.fleet.disconnect();
         if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.tasks.len(), "calls were cut at the shutdown");

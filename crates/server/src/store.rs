@@ -6,6 +6,8 @@
 //! INVARIANT: a change answers after its commit. A change that fails in SQL takes no other down: the batch
 //! is rolled back and its changes run alone.
 
+pub(crate) mod audit;
+pub(crate) mod events;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
@@ -174,6 +176,15 @@ impl Store {
         A: FnOnce(&mut T) + Send + 'static,
     {
         self.writer.write(change, after).await
+    }
+
+    /// Queues a change behind those that were asked for before, and does not wait for it: it is on the disk no
+    /// later than the next one that is answered. One that fails is told in the log.
+    pub(crate) async fn post<F>(&self, change: F) -> Result<(), StoreError>
+    where
+        F: for<'c> Fn(&'c mut AnyConnection) -> Change<'c, ()> + Send + 'static,
+    {
+        self.writer.post(change).await
     }
 
     /// Commits what has queued up and closes the database.

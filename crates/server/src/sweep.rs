@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::planted::{self, Bug};
 use crate::sandbox::service::Sandboxes;
-use crate::store::{jobs, sandboxes};
+use crate::store::{events, jobs, sandboxes};
 
 /// Between passes; a pass that finds nothing costs two indexed queries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -16,6 +16,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const PURGE_INTERVAL: Duration = Duration::from_secs(60);
 /// Rows of deleted sandboxes stay this long, so that a late `get` and the jobs explain what happened.
 const DELETED_RETENTION: Duration = Duration::from_secs(3600);
+
+/// A follower that was away for longer is told of a gap.
+const EVENTS_RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Sweeps until `shutdown`.
 pub(crate) async fn sweep_task(sandboxes: Arc<Sandboxes>, shutdown: CancellationToken) {
@@ -98,5 +101,8 @@ async fn purge_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
     let retention = i64::try_from(DELETED_RETENTION.as_micros()).unwrap_or(i64::MAX);
     let before = sandboxes.clock.now() - retention;
     sandboxes.store.write(move |tx| Box::pin(async move { sandboxes::purge(tx, before).await })).await?;
+    let retention = i64::try_from(EVENTS_RETENTION.as_micros()).unwrap_or(i64::MAX);
+    let before = sandboxes.clock.now() - retention;
+    sandboxes.store.write(move |tx| Box::pin(async move { events::purge(tx, before).await })).await?;
     Ok(())
 }

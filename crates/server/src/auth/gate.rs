@@ -26,7 +26,11 @@ impl Gate {
     /// Who calls, if what the route needs is there; nobody where nothing is asked. Open routes and the reports of
     /// agents do not count as requests.
     pub(crate) fn admit(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
-        let caller = self.authorise(headers, need)?;
+        let mut caller = self.authorise(headers, need)?;
+        if let Some(caller) = &mut caller {
+            let request_id = headers.get("x-request-id").and_then(|value| value.to_str().ok());
+            caller.request_id = request_id.unwrap_or_default().to_owned();
+        }
         if let (Some(limiter), Some(caller)) = (&self.limiter, &caller) {
             limiter.take(&caller.account)?;
         }
@@ -56,7 +60,8 @@ impl Gate {
 }
 
 fn anybody() -> Principal {
-    Principal { key_id: String::new(), account: String::new(), role: Role::Admin, scope: Scope::All }
+    let nobody = String::new;
+    Principal { key_id: nobody(), account: nobody(), role: Role::Admin, scope: Scope::All, request_id: nobody() }
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ pub(crate) struct Principal {
     pub(crate) account: String,
     pub(crate) role: Role,
     pub(crate) scope: Scope,
+    /// Of this request.
+    pub(crate) request_id: String,
 }
 
 /// Every key; those that have ended open nothing.
@@ -112,7 +114,7 @@ impl Keys {
             return Err(unknown());
         }
         let (key_id, account) = (key.id.clone(), key.account.clone());
-        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone() })
+        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone(), request_id: String::new() })
     }
 }
 

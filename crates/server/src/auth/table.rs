@@ -51,6 +51,9 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
     ("/dispense.v1.KeyService/ListKeys", Need::Role(Role::Admin)),
     ("/dispense.v1.KeyService/RotateKey", Need::Role(Role::Admin)),
     ("/dispense.v1.KeyService/RevokeKey", Need::Role(Role::Admin)),
+    ("/dispense.v1.AuditService/ListAudit", Need::Role(Role::Admin)),
+    ("/dispense.v1.AuditService/VerifyAudit", Need::Role(Role::Admin)),
+    ("/dispense.v1.EventService/WatchEvents", Need::Role(Role::Viewer)),
     ("/dispense.v1.JobService/ListJobs", Need::Role(Role::Viewer)),
     ("/dispense.v1.JobService/GetJob", Need::Role(Role::Viewer)),
 ];
@@ -78,6 +81,7 @@ pub(crate) const REST: &[(&str, &str, Need)] = &[
     ("POST", "/api/v1/sandboxes/{id}/start", Need::Role(Role::Member)),
     ("POST", "/api/v1/sandboxes/{id}/stop", Need::Role(Role::Member)),
     ("POST", "/api/v1/sandboxes/{id}/status", Need::SandboxToken),
+    ("GET", "/api/v1/events", Need::Role(Role::Viewer)),
     ("GET", "/api/v1/jobs", Need::Role(Role::Viewer)),
     ("GET", "/api/v1/jobs/{id}", Need::Role(Role::Viewer)),
     ("GET", "/api/v1/runners", Need::Role(Role::Viewer)),

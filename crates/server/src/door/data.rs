@@ -44,7 +44,7 @@ pub(super) async fn call(
     let mut body = request.into_body();
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, first_message(&mut body)).await;
     let (sandbox, begun) = first.map_err(|_| protocol("the first message did not come in time"))??;
-    let route = parts.sandboxes.seen_by(caller).route(&sandbox, method.access(), START_TIMEOUT).await?;
+    let route = parts.sandboxes.seen_by(caller).route(&sandbox, method, START_TIMEOUT).await?;
     let stream = parts.relay.open(&route, START_TIMEOUT).await?;
     let mut head = BytesMut::with_capacity(begun.len() + 128);
     frame::encode_call(method.path(), &request_id, &mut head);

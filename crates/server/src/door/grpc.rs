@@ -1,11 +1,15 @@
 //! `dispense.v1`: sandboxes, runners, jobs. Messages are parsed here; the domain knows no wire type.
 
+mod audit;
+mod events;
 mod jobs;
 mod keys;
 mod logs;
 mod runners;
 mod sandboxes;
 
+use dispense_api::v1::audit_service_server::AuditServiceServer;
+use dispense_api::v1::event_service_server::EventServiceServer;
 use dispense_api::v1::job_service_server::JobServiceServer;
 use dispense_api::v1::key_service_server::KeyServiceServer;
 use dispense_api::v1::log_service_server::LogServiceServer;
@@ -27,6 +31,8 @@ pub(super) async fn routes(parts: &Parts) -> Routes {
         .add_service(LogServiceServer::new(logs::LogDoor(parts.sandboxes.clone())))
         .add_service(JobServiceServer::new(jobs::JobDoor(parts.sandboxes.clone())))
         .add_service(KeyServiceServer::new(keys::KeyDoor(parts.clone())))
+        .add_service(AuditServiceServer::new(audit::AuditDoor(parts.clone())))
+        .add_service(EventServiceServer::new(events::EventDoor(parts.clone())))
         .add_service(health().await)
         .add_service(reflection().build_v1().expect("the build generated the descriptors"))
         .add_service(reflection().build_v1alpha().expect("the build generated the descriptors"))

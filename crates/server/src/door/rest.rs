@@ -1,5 +1,6 @@
 //! REST under `/api/v1`: JSON with camelCase names, errors as `{code, message, details}`.
 
+mod events;
 mod heartbeat;
 mod json;
 
@@ -68,6 +69,7 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))
         .route("/api/v1/sandboxes/{id}/stop", post(stop_sandbox))
         .route("/api/v1/sandboxes/{id}/status", post(heartbeat::status))
+        .route("/api/v1/events", get(events::events))
         .route("/api/v1/jobs", get(list_jobs))
         .route("/api/v1/jobs/{id}", get(get_job))
         .route("/api/v1/runners", get(list_runners))

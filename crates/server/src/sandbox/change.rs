@@ -8,7 +8,7 @@ use super::Sandbox;
 use super::lifecycle::{BoxFact, Denied, Desired, Effect, Fact, Request, State};
 use crate::fleet::BoxReport;
 use crate::job::{Attempt, Job, JobType};
-use crate::store::{StoreError, jobs, sandboxes};
+use crate::store::{StoreError, events, jobs, sandboxes};
 
 /// What one change came to.
 #[derive(Debug, Clone)]
@@ -96,7 +96,8 @@ pub(super) async fn apply(
     let changed = sandbox != before;
     if changed {
         sandbox.revision += 1;
-        sandboxes::update(tx, &sandbox).await?;
+        sandboxes::update(&mut *tx, &sandbox).await?;
+        events::append(tx, &sandbox, now).await?;
     }
     let order = effects.contains(&Effect::Order);
     Ok(Ok(Applied { sandbox, before: before.life.observed, order, changed }))

@@ -14,7 +14,7 @@ use super::{Sandbox, names};
 use crate::job::{Job, JobType};
 use crate::placement::Misfit;
 use crate::planted::{self, Bug};
-use crate::store::{StoreError, jobs, sandboxes};
+use crate::store::{StoreError, events, jobs, sandboxes};
 
 /// Made-up names that are tried: with 100 million of them one is nearly always enough.
 const NAME_ATTEMPTS: u32 = 5;
@@ -100,16 +100,19 @@ impl Sandboxes {
         }
         planted::arm(sandbox.id.as_str());
         let (fleet, orders, routes) = (self.fleet.clone(), self.orders.clone(), self.routes.clone());
+        let ticker = self.ticker.clone();
         let write = self.store.write_then(
             move |tx| {
                 let (sandbox, job) = (sandbox.clone(), job.clone());
                 Box::pin(async move {
                     sandboxes::insert(&mut *tx, &sandbox).await?;
+                    events::append(&mut *tx, &sandbox, sandbox.created_at).await?;
                     jobs::open(tx, &job, None).await?;
                     Ok(sandbox)
                 })
             },
             move |sandbox| {
+                ticker.tick();
                 routes.follow(sandbox);
                 if let Some(runner) = &sandbox.runner {
                     // A runner that left meanwhile gets the order when it is back.

@@ -14,8 +14,10 @@ use super::notices::Notices;
 use super::order::Orders;
 use super::routes::Routes;
 use super::{Sandbox, lifecycle::Desired};
+use crate::audit::Audit;
 use crate::auth::secret::ServerSecret;
 use crate::clock::Clock;
+use crate::events::Ticker;
 use crate::fleet::{Fleet, Mode, RunnerView};
 use crate::job::{Job, JobType};
 use crate::refusal::{denied, unknown_job, unknown_sandbox};
@@ -29,6 +31,8 @@ pub(crate) struct Sandboxes {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) secret: Arc<ServerSecret>,
     pub(crate) orders: Orders,
+    pub(crate) audit: Arc<Audit>,
+    pub(crate) ticker: Arc<Ticker>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) agents: Arc<Agents>,
     pub(crate) routes: Arc<Routes>,
@@ -234,7 +238,7 @@ impl Sandboxes {
     pub(super) fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
         let (fleet, notices, agents, orders) =
             (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.orders.clone());
-        let routes = self.routes.clone();
+        let (routes, ticker) = (self.routes.clone(), self.ticker.clone());
         move |applied| {
             let sandbox = &applied.sandbox;
             routes.follow(sandbox);
@@ -261,6 +265,7 @@ impl Sandboxes {
                 fleet.release(runner, &sandbox.spec);
             }
             notices.publish(&sandbox.id);
+            ticker.tick();
         }
     }
 

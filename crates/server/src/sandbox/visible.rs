@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::SandboxId;
-use dispense_api::method::Access;
+use dispense_api::method::{Access, Method};
 use dispense_api::v1::ProcessLog;
 
 use super::Sandbox;
 use super::create::NewSandbox;
 use super::service::Sandboxes;
 use crate::auth::{Principal, Role, Scope};
+use crate::events::{Follower, From};
 use crate::job::{Job, JobStatus};
 use crate::refusal::{unknown_job, unknown_sandbox};
 use crate::relay::Route;
@@ -54,11 +55,20 @@ impl Visible<'_> {
         if self.sees(&sandbox) { Ok(sandbox) } else { Err(unknown_sandbox(id_or_name)) }
     }
 
-    /// One that this caller may change.
-    async fn own(&self, id_or_name: &str) -> Result<Sandbox, Error> {
-        let sandbox = self.get(id_or_name).await?;
-        self.may_change(id_or_name, &sandbox.owner)?;
-        Ok(sandbox)
+    /// One that this caller may change, which is noted.
+    async fn own(&self, action: &str, id_or_name: &str) -> Result<Sandbox, Error> {
+        let sandbox = self.get(id_or_name).await;
+        self.noted(action, id_or_name, sandbox.and_then(|row| self.may_change(id_or_name, &row.owner).map(|()| row)))
+            .await
+    }
+
+    /// Notes what was asked for, and whether it was refused.
+    async fn noted<T>(&self, action: &str, target: &str, allowed: Result<T, Error>) -> Result<T, Error> {
+        let audit = &self.sandboxes.audit;
+        match allowed {
+            Ok(allowed) => audit.taken(self.caller, action, target).await.map(|()| allowed),
+            Err(error) => Err(audit.refused(self.caller, action, target, error).await),
+        }
     }
 
     /// A page, newest first.
@@ -69,39 +79,56 @@ impl Visible<'_> {
 
     /// Accepts a new sandbox, which belongs to the caller.
     pub(crate) async fn create(&self, mut new: NewSandbox) -> Result<Sandbox, Error> {
-        let refused = |message: String| Err(Error::new(Code::PermissionDenied, "scope", message));
-        match &self.caller.scope {
-            Scope::All => {}
-            Scope::Group(group) if new.group.is_empty() || new.group == *group => new.group.clone_from(group),
-            Scope::Group(group) => {
-                return refused(format!("this API key creates sandboxes only in the group `{group}`"));
-            }
-            Scope::Sandboxes(_) => return refused("this API key is for sandboxes that exist and creates none".into()),
-        }
+        let allowed = self.may_create(&mut new);
+        let name = new.name.as_ref().map_or("", |name| name.as_str());
+        self.noted("sandbox.create", name, allowed).await?;
         new.owner.clone_from(&self.caller.account);
         self.sandboxes.create(new).await
     }
 
+    fn may_create(&self, new: &mut NewSandbox) -> Result<(), Error> {
+        let refused = |message: String| Err(Error::new(Code::PermissionDenied, "scope", message));
+        match &self.caller.scope {
+            Scope::All => Ok(()),
+            Scope::Group(group) if new.group.is_empty() || new.group == *group => {
+                new.group.clone_from(group);
+                Ok(())
+            }
+            Scope::Group(group) => refused(format!("this API key creates sandboxes only in the group `{group}`")),
+            Scope::Sandboxes(_) => refused("this API key is for sandboxes that exist and creates none".into()),
+        }
+    }
+
+    /// Follows what happens.
+    pub(crate) async fn events(&self, from: From, follow: bool) -> Result<Follower, Error> {
+        let (store, scope) = (self.sandboxes.store.clone(), self.caller.scope.clone());
+        Follower::open(store, &self.sandboxes.ticker, scope, from, follow).await
+    }
+
     /// Wants it running.
     pub(crate) async fn start(&self, id_or_name: &str) -> Result<Sandbox, Error> {
-        self.sandboxes.start(self.own(id_or_name).await?.id.as_str()).await
+        self.sandboxes.start(self.own("sandbox.start", id_or_name).await?.id.as_str()).await
     }
 
     /// Wants its processes ended and its files kept.
     pub(crate) async fn stop(&self, id_or_name: &str) -> Result<Sandbox, Error> {
-        self.sandboxes.stop(self.own(id_or_name).await?.id.as_str()).await
+        self.sandboxes.stop(self.own("sandbox.stop", id_or_name).await?.id.as_str()).await
     }
 
     /// Extends the lease.
     pub(crate) async fn renew(&self, id_or_name: &str) -> Result<Sandbox, Error> {
-        self.sandboxes.renew(self.own(id_or_name).await?.id.as_str()).await
+        // What a client does every few seconds is not noted.
+        let sandbox = self.get(id_or_name).await?;
+        self.may_change(id_or_name, &sandbox.owner)?;
+        self.sandboxes.renew(sandbox.id.as_str()).await
     }
 
     /// Wants it gone; a repeated delete finds the one that had the name last.
     pub(crate) async fn delete(&self, id_or_name: &str, force: bool) -> Result<Sandbox, Error> {
         let found = sandboxes::find_any(self.sandboxes.store.readers(), id_or_name).await?;
-        let sandbox = found.filter(|row| self.sees(row)).ok_or_else(|| unknown_sandbox(id_or_name))?;
-        self.may_change(id_or_name, &sandbox.owner)?;
+        let sandbox = found.filter(|row| self.sees(row)).ok_or_else(|| unknown_sandbox(id_or_name));
+        let allowed = sandbox.and_then(|row| self.may_change(id_or_name, &row.owner).map(|()| row));
+        let sandbox = self.noted("sandbox.delete", id_or_name, allowed).await?;
         self.sandboxes.delete(sandbox.id.as_str(), force).await
     }
 
@@ -153,29 +180,35 @@ impl Visible<'_> {
         Ok(jobs::list(readers, scope, sandbox.as_ref(), status, before, limit).await?)
     }
 
-    /// Where the agent of a sandbox is, for a call that reads or changes it.
-    pub(crate) async fn route(&self, id_or_name: &str, access: Access, timeout: Duration) -> Result<Route, Error> {
+    /// Where the agent of a sandbox is, for a call of a method that reads or changes it.
+    pub(crate) async fn route(&self, id_or_name: &str, method: Method, timeout: Duration) -> Result<Route, Error> {
         // Before it is woken or waited for.
-        if self.caller.role != Role::Admin || self.caller.scope != Scope::All {
-            let (id, group, owner) = match self.sandboxes.routes.get(id_or_name) {
-                Some(route) => (route.sandbox, route.group, route.owner),
-                None => {
-                    let sandbox = self.sandboxes.get(id_or_name).await?;
-                    (sandbox.id, sandbox.group, sandbox.owner)
-                }
-            };
-            if !self.caller.scope.contains(&id, &group) {
-                return Err(unknown_sandbox(id_or_name));
-            }
-            match access {
-                Access::Read => {}
-                Access::Write => self.may_change(id_or_name, &owner)?,
-                Access::Runner => {
-                    let message = "only the sandbox's own runner speaks to its agent so";
-                    return Err(Error::new(Code::PermissionDenied, reason::PROTOCOL, message));
-                }
-            }
+        let allowed = self.may_call(id_or_name, method.access()).await;
+        match method.access() {
+            Access::Read => allowed?,
+            Access::Write | Access::Runner => self.noted(method.path(), id_or_name, allowed).await?,
         }
         self.sandboxes.route(id_or_name, timeout).await
+    }
+
+    async fn may_call(&self, id_or_name: &str, access: Access) -> Result<(), Error> {
+        if access == Access::Runner {
+            let message = "only the sandbox's own runner speaks to its agent so";
+            return Err(Error::new(Code::PermissionDenied, reason::PROTOCOL, message));
+        }
+        if self.caller.role == Role::Admin && self.caller.scope == Scope::All {
+            return Ok(());
+        }
+        let (id, group, owner) = match self.sandboxes.routes.get(id_or_name) {
+            Some(route) => (route.sandbox, route.group, route.owner),
+            None => {
+                let sandbox = self.sandboxes.get(id_or_name).await?;
+                (sandbox.id, sandbox.group, sandbox.owner)
+            }
+        };
+        if !self.caller.scope.contains(&id, &group) {
+            return Err(unknown_sandbox(id_or_name));
+        }
+        if access == Access::Write { self.may_change(id_or_name, &owner) } else { Ok(()) }
     }
 }

@@ -58,9 +58,11 @@ where
             }
             (None, None) => Err(StoreError::Closed),
         };
-        if let Some(reply) = self.reply.take() {
+        match (self.reply.take(), result) {
             // A caller that gave up still has its change on the disk; the row tells.
-            let _ = reply.send(result);
+            (Some(reply), result) => drop(reply.send(result)),
+            (None, Ok(_)) => {}
+            (None, Err(error)) => tracing::error!(%error, "a change that nobody waits for was not written"),
         }
     }
 }
@@ -88,6 +90,15 @@ impl Writer {
         let change = Typed { change, after: Some(after), result: None, reply: Some(reply) };
         queue.send(Box::new(change)).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    pub(super) async fn post<F>(&self, change: F) -> Result<(), StoreError>
+    where
+        F: for<'c> Fn(&'c mut AnyConnection) -> BoxFuture<'c, Result<(), StoreError>> + Send + 'static,
+    {
+        let queue = self.queue.lock().expect("no holder panics").clone().ok_or(StoreError::Closed)?;
+        let change = Typed { change, after: None::<fn(&mut ())>, result: None, reply: None };
+        queue.send(Box::new(change)).await.map_err(|_| StoreError::Closed)
     }
 
     pub(super) async fn close(&self) {

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::issue::NewKey;
 use crate::auth::{ApiKey, Role, Scope};
 use crate::door::Parts;
+use crate::door::request::caller;
 use crate::sandbox::spec::invalid;
 use crate::sandbox::view::timestamp;
 
@@ -17,6 +18,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl KeyService for KeyDoor {
     async fn create_key(&self, request: Request<v1::CreateKeyRequest>) -> Answer<v1::IssuedKey> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let role = match v1::Role::try_from(request.role) {
             Ok(v1::Role::Unspecified | v1::Role::Member) => Role::Member,
@@ -25,7 +27,9 @@ impl KeyService for KeyDoor {
             Err(_) => return Err(invalid("role", "use viewer, member or admin").into()),
         };
         let scope = Scope::of(&request.group, &request.sandbox_ids)?;
+        let name = request.name.clone();
         let new = NewKey::parse(request.name, role, scope, request.expires_in_secs, request.e2b)?;
+        self.0.sandboxes.audit.taken(&caller, "key.create", &name).await?;
         let issued = self.0.keys.issue(&self.0.sandboxes.store, new, self.now()).await?;
         Ok(Response::new(told(issued)))
     }
@@ -37,14 +41,18 @@ impl KeyService for KeyDoor {
     }
 
     async fn rotate_key(&self, request: Request<v1::RotateKeyRequest>) -> Answer<v1::IssuedKey> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
+        self.0.sandboxes.audit.taken(&caller, "key.rotate", &request.key).await?;
         let (store, now) = (&self.0.sandboxes.store, self.now());
         let issued = self.0.keys.rotate(store, &request.key, request.overlap_secs, now).await?;
         Ok(Response::new(told(issued)))
     }
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Answer<v1::Key> {
+        let caller = caller(&request)?;
         let key = request.into_inner().key;
+        self.0.sandboxes.audit.taken(&caller, "key.revoke", &key).await?;
         let ended = self.0.keys.revoke(&self.0.sandboxes.store, &key, self.now()).await?;
         Ok(Response::new(wire(ended)))
     }

@@ -6,6 +6,8 @@ use dispense_api::v1;
 use dispense_api::v1::runner_service_server::RunnerService;
 use tonic::{Request, Response, Status};
 
+use crate::auth::Principal;
+use crate::door::request::caller;
 use crate::fleet::{Mode, RunnerStatus, RunnerView};
 use crate::placement::Room;
 use crate::sandbox::service::Sandboxes;
@@ -29,21 +31,34 @@ impl RunnerService for RunnerDoor {
     }
 
     async fn cordon_runner(&self, request: Request<v1::CordonRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
-        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Cordoned).await?;
-        Ok(Response::new(wire(view)))
+        let caller = caller(&request)?;
+        self.set_mode(&caller, "runner.cordon", &request.into_inner().runner, Mode::Cordoned).await
     }
 
     async fn uncordon_runner(
         &self,
         request: Request<v1::UncordonRunnerRequest>,
     ) -> Result<Response<v1::Runner>, Status> {
-        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Open).await?;
-        Ok(Response::new(wire(view)))
+        let caller = caller(&request)?;
+        self.set_mode(&caller, "runner.uncordon", &request.into_inner().runner, Mode::Open).await
     }
 
     async fn drain_runner(&self, request: Request<v1::DrainRunnerRequest>) -> Result<Response<v1::Runner>, Status> {
-        let view = self.0.set_runner_mode(&request.into_inner().runner, Mode::Draining).await?;
-        Ok(Response::new(wire(view)))
+        let caller = caller(&request)?;
+        self.set_mode(&caller, "runner.drain", &request.into_inner().runner, Mode::Draining).await
+    }
+}
+
+impl RunnerDoor {
+    async fn set_mode(
+        &self,
+        caller: &Principal,
+        action: &str,
+        runner: &str,
+        mode: Mode,
+    ) -> Result<Response<v1::Runner>, Status> {
+        self.0.audit.taken(caller, action, runner).await?;
+        Ok(Response::new(wire(self.0.set_runner_mode(runner, mode).await?)))
     }
 }
 

@@ -313,7 +313,7 @@ impl From<RunnerView> for RunnerJson {
 }
 
 /// RFC 3339.
-fn time(micros: i64) -> String {
+pub(super) fn time(micros: i64) -> String {
     let nanos = i128::from(micros) * 1000;
     let time = OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     time.format(&Rfc3339).unwrap_or_default()

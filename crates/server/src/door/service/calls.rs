@@ -233,8 +233,13 @@ impl Calls {
         Ok(GetApiKeyResponse { api_key, error: None })
     }
 
-    pub(super) async fn set_key(&self, request: SetApiKeyRequest) -> Result<SetApiKeyResponse, Error> {
+    pub(super) async fn set_key(
+        &self,
+        caller: &Principal,
+        request: SetApiKeyRequest,
+    ) -> Result<SetApiKeyResponse, Error> {
         config::check(&request.api_key)?;
+        self.parts.sandboxes.audit.taken(caller, "provider_key.set", &config::masked(&request.api_key)).await?;
         self.parts.vault.put(config::PROVIDER_KEY, &request.api_key).await?;
         let message = format!("the key {} is kept", config::masked(&request.api_key));
         Ok(SetApiKeyResponse { success: true, message, error: None })

@@ -190,7 +190,7 @@ async fn answer(
         "GetClaudeStatus" => json(&kind, &calls.task_status(caller, typed(request)?).await?),
         "GetClaudeLogs" => json(&kind, &calls.task_logs(caller, typed(request)?).await?),
         "GetAPIKey" => json(&kind, &calls.get_key(caller).await?),
-        "SetAPIKey" => json(&kind, &calls.set_key(typed(request)?).await?),
+        "SetAPIKey" => json(&kind, &calls.set_key(caller, typed(request)?).await?),
         "ValidateAPIKey" => json(&kind, &Calls::validate_key(&typed(request)?)),
         name => return Err(Error::new(Code::Unimplemented, "route_unknown", format!("{name} is not served as REST"))),
     })

@@ -64,7 +64,8 @@ impl DispenseService for Calls {
     }
 
     async fn set_api_key(&self, request: Request<SetApiKeyRequest>) -> Answer<SetApiKeyResponse> {
-        Ok(Response::new(self.set_key(request.into_inner()).await?))
+        let caller = caller(&request)?;
+        Ok(Response::new(self.set_key(&caller, request.into_inner()).await?))
     }
 
     async fn validate_api_key(&self, request: Request<ValidateApiKeyRequest>) -> Answer<ValidateApiKeyResponse> {
