@@ -44,7 +44,11 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
 }
 
 fn generate(proto: &Path, out: &Path) -> Result<()> {
-    let descriptors = protox::compile(FILES, [proto]).context("failed to compile proto/")?;
+    let mut compiler = protox::Compiler::new([proto]).context("failed to read proto/")?;
+    // The comments are what reflection and the API's page tell.
+    compiler.include_imports(true).include_source_info(true);
+    compiler.open_files(FILES).context("failed to compile proto/")?;
+    let descriptors = compiler.file_descriptor_set();
     fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .out_dir(out)

@@ -97,6 +97,8 @@ pub(crate) enum Command {
     Events(operations::EventsArgs),
     /// Show who asked for what
     Audit(operations::AuditArgs),
+    /// Print the description of the REST API, in OpenAPI 3.1
+    Openapi,
     /// Show and change the configuration of this command
     Config(ConfigArgs),
     /// Check what this machine allows, and say what to change

@@ -46,6 +46,10 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Events(args) => operations::events(global, args).await,
         Command::Audit(args) => operations::audit(global, args).await,
         Command::Config(args) => config::config(global, args).await,
+        Command::Openapi => {
+            crate::show::json(&dispense_server::openapi());
+            Ok(0)
+        }
         Command::Doctor => doctor::doctor(global).await,
         Command::Bench(args) => bench::bench(global, args).await,
         Command::Embedded => serve::embedded(global).await,

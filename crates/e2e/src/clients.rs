@@ -58,7 +58,11 @@ impl Clients {
 
     /// The same, with more variables.
     pub fn run_with(&self, script: &str, address: &str, key: &str, variables: &[(&str, &str)]) {
-        let mut command = if script.ends_with(".py") {
+        let mut command = if script.ends_with(".sh") {
+            let mut command = Command::new("sh");
+            command.arg(scripts().join(script)).env("PYTHONPATH", self.folder.join("python"));
+            command
+        } else if script.ends_with(".py") {
             let mut command = self.python();
             command.arg(scripts().join(script));
             command

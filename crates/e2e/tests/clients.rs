@@ -37,3 +37,8 @@ fn a_node_client_drives_the_service() {
 fn a_browsers_client_drives_the_service_over_grpc_web() {
     against_a_server(&["web.mjs"]);
 }
+
+#[test]
+fn every_answer_over_rest_is_one_that_the_description_has() {
+    against_a_server(&["contract.sh"]);
+}

@@ -7,6 +7,7 @@ mod data;
 mod grpc;
 pub(crate) mod listener;
 mod observe;
+pub(crate) mod openapi;
 mod request;
 mod rest;
 mod service;
@@ -20,9 +21,9 @@ use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Buf;
-use dispense_api::error::Error;
+use dispense_api::error::{Code, Error};
 use dispense_api::method::Method;
-use http::{HeaderValue, Request};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use service::Inline;
@@ -201,6 +202,29 @@ fn grpc_refusal(error: Error) -> http::Response<GrpcBody> {
 /// When a caller who called too often may come back.
 fn retry_after(error: &Error) -> Option<HeaderValue> {
     error.details.get(RETRY_AFTER)?.parse().ok()
+}
+
+/// In the details of [`METHOD_UNKNOWN`]: the methods that a path takes.
+const ALLOW: &str = "allow";
+const METHOD_UNKNOWN: &str = "method_unknown";
+
+/// A path that is there, with a method that is not.
+fn method_unknown(path: &str) -> Error {
+    let message = "this path does not take that method";
+    Error::new(Code::Unimplemented, METHOD_UNKNOWN, message).with(ALLOW, table::verbs(path).join(", "))
+}
+
+/// Status and headers of a refusal over HTTP.
+fn http_head(error: &Error) -> (StatusCode, HeaderMap) {
+    let status = match error.reason.as_str() {
+        METHOD_UNKNOWN => StatusCode::METHOD_NOT_ALLOWED,
+        _ => StatusCode::from_u16(error.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    let mut headers = HeaderMap::new();
+    headers.extend(retry_after(error).map(|value| (http::header::RETRY_AFTER, value)));
+    let allow = error.details.get(ALLOW).and_then(|allow| allow.parse().ok());
+    headers.extend(allow.map(|value| (http::header::ALLOW, value)));
+    (status, headers)
 }
 
 /// The content type of gRPC answers.

@@ -64,6 +64,7 @@ pub use store::StoreMode;
 pub use clock::WallClock;
 pub use data_dir::DataDirError;
 pub use door::listener::Listener;
+pub use door::openapi::document as openapi;
 pub use door::tls::TlsConfig;
 
 /// A hello lists all boxes of a runner.

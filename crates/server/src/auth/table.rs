@@ -62,6 +62,8 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
 pub(crate) const REST: &[(&str, &str, Need)] = &[
     ("GET", "/healthz", Need::Open),
     ("GET", "/readyz", Need::Open),
+    ("GET", "/openapi.json", Need::Open),
+    ("GET", "/docs", Need::Open),
     ("GET", "/metrics", Need::Role(Role::Viewer)),
     ("POST", "/v1/sandboxes", Need::Role(Role::Member)),
     ("GET", "/v1/sandboxes", Need::Role(Role::Viewer)),
@@ -106,6 +108,11 @@ pub(crate) fn rest(verb: &str, pattern: &str) -> Option<Need> {
     // The router answers HEAD as GET without the body.
     let verb = if verb == "HEAD" { "GET" } else { verb };
     REST.iter().find(|(method, row, _)| *method == verb && *row == pattern).map(|(_, _, need)| *need)
+}
+
+/// The HTTP methods of a REST path.
+pub(crate) fn verbs(pattern: &str) -> Vec<&'static str> {
+    REST.iter().filter(|(_, row, _)| *row == pattern).map(|(verb, ..)| *verb).collect()
 }
 
 /// A row as those outside see it.

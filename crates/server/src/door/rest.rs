@@ -1,25 +1,28 @@
 //! REST under `/api/v1`: JSON with camelCase names, errors as `{code, message, details}`.
 
+mod describe;
 mod events;
 mod heartbeat;
 mod json;
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path, Query, Request, State};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use dispense_api::error::{Code, Error};
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::observe::Matched;
 use super::request::{page_size, page_token, parse_page_token, wait_bound};
-use super::{Parts, admit, retry_after};
+use super::{Parts, admit, http_head, method_unknown, openapi};
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
 use crate::sandbox::create::NewSandbox;
@@ -27,7 +30,11 @@ use crate::sandbox::lifecycle::{Desired, State as SandboxState};
 use crate::sandbox::spec::{self, invalid};
 use crate::store::meta;
 use crate::store::sandboxes::Filter;
+pub(super) use describe::described;
 use json::{JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJson};
+
+/// The same for everybody, as long as the server runs.
+static OPENAPI: LazyLock<serde_json::Value> = LazyLock::new(openapi::document);
 
 /// A specification with its environment.
 const BODY_MAX_BYTES: usize = 2 << 20;
@@ -43,16 +50,14 @@ impl<E: Into<Error>> From<E> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.0.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let head = http_head(&self.0);
         let body = json::ErrorJson {
             code: self.0.code.as_str(),
             reason: &self.0.reason,
             message: &self.0.message,
             details: &self.0.details,
         };
-        let mut response = (status, Json(body)).into_response();
-        response.headers_mut().extend(retry_after(&self.0).map(|value| (http::header::RETRY_AFTER, value)));
-        response
+        (head.0, head.1, Json(body)).into_response()
     }
 }
 
@@ -64,6 +69,8 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(|| async { Json(OPENAPI.clone()) }))
+        .route("/docs", get(|| async { Html(openapi::page(&OPENAPI)) }))
         .route("/api/v1/sandboxes", get(list_sandboxes).post(create_sandbox))
         .route("/api/v1/sandboxes/{id}", get(get_sandbox).delete(delete_sandbox))
         .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))
@@ -75,9 +82,7 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/api/v1/runners", get(list_runners))
         .route("/api/v1/runners/{id}", get(get_runner))
         .route_layer(middleware::from_fn_with_state(parts.clone(), check))
-        .method_not_allowed_fallback(|| async {
-            Refusal(Error::new(Code::Unimplemented, "method_unknown", "this path does not take that method"))
-        })
+        .method_not_allowed_fallback(|path: MatchedPath| async move { Refusal(method_unknown(path.as_str())) })
         .fallback(|| async {
             Refusal(Error::new(Code::NotFound, "route_unknown", "there is no such path: REST is under /api/v1"))
         })
@@ -86,9 +91,11 @@ pub(super) fn router(parts: Parts) -> Router {
 }
 
 async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
-    let need = table::rest(request.method().as_str(), path.as_str());
+    let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
+        return Refusal(method_unknown(path.as_str())).into_response();
+    };
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
-    let (mut response, caller) = match admit(&parts.gate, &mut request, need).await {
+    let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
         Ok(caller) => (next.run(request).await, caller),
         Err(error) => (Refusal(error).into_response(), None),
     };
@@ -110,7 +117,7 @@ async fn metrics(State(parts): State<Parts>) -> Answer<Response> {
     Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], parts.metrics.render(&census)).into_response())
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ListQuery {
     #[serde(default)]
@@ -181,7 +188,7 @@ async fn get_sandbox(
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ChangeQuery {
     #[serde(default)]
@@ -239,7 +246,7 @@ async fn stop_sandbox(
     Ok(Json(SandboxJson::new(&parts.sandboxes, &sandbox)))
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct JobsQuery {
     #[serde(default)]

@@ -13,7 +13,7 @@ use dispense_api::service::dispense_service_server::DispenseServiceServer;
 use super::Parts;
 use calls::Calls;
 
-pub(super) use gateway::router;
+pub(super) use gateway::{ROUTES, method, router};
 pub(super) use inline::Inline;
 
 /// The service over gRPC.

@@ -9,6 +9,7 @@ use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
 use dispense_api::error::Error;
 use futures_util::{Stream, stream};
 use http::HeaderMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::Parts;
@@ -18,7 +19,7 @@ use crate::events::From;
 use crate::sandbox::spec::invalid;
 use crate::store::events::Event;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct EventsQuery {
     /// Events after this number; without it those that come from now on.

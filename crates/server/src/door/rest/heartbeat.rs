@@ -5,6 +5,7 @@ use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use dispense_api::id::SandboxId;
 use http::HeaderMap;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -18,7 +19,7 @@ use crate::refusal::unknown_sandbox;
 use crate::sandbox::agents::Report;
 use crate::sandbox::spec::{clip, invalid};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     Running,
@@ -26,7 +27,7 @@ enum Status {
 }
 
 /// What an agent says.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Heartbeat {
     sandbox_id: String,
@@ -43,7 +44,7 @@ pub(super) struct Heartbeat {
     _metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Received {
     success: bool,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use dispense_api::error::Error;
 use dispense_api::v1;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -15,7 +16,7 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::invalid;
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct ErrorJson<'a> {
     pub(super) code: &'a str,
     pub(super) reason: &'a str,
@@ -23,14 +24,14 @@ pub(super) struct ErrorJson<'a> {
     pub(super) details: &'a BTreeMap<String, String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SandboxesJson {
     pub(super) sandboxes: Vec<SandboxJson>,
     pub(super) next_page_token: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct SandboxJson {
     id: String,
@@ -58,7 +59,7 @@ pub(super) struct SandboxJson {
 }
 
 /// Of a request and of an answer; what is not given is the server's default.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct SpecJson {
     template: String,
@@ -79,7 +80,7 @@ pub(super) struct SpecJson {
     locality: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct AgentJson {
     last_heartbeat: String,
@@ -88,7 +89,7 @@ struct AgentJson {
     metrics: MetricsJson,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct MetricsJson {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,7 +101,7 @@ struct MetricsJson {
 }
 
 /// The body of a create.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct CreateJson {
     #[serde(default)]
@@ -207,14 +208,14 @@ impl SandboxJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct JobsJson {
     pub(super) jobs: Vec<JobJson>,
     pub(super) next_page_token: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct JobJson {
     id: String,
@@ -224,6 +225,7 @@ pub(super) struct JobJson {
     runner_id: Option<String>,
     status: &'static str,
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(default)]
     error: String,
     created_at: String,
     started_at: Option<String>,
@@ -246,12 +248,12 @@ impl From<&Job> for JobJson {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 pub(super) struct RunnersJson {
     pub(super) runners: Vec<RunnerJson>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct RunnerJson {
     id: String,
@@ -270,7 +272,7 @@ pub(super) struct RunnerJson {
     unenforced_limits: BTreeMap<String, String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct RoomJson {
     cpu_millis: u64,

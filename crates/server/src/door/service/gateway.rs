@@ -23,7 +23,7 @@ use super::calls::Calls;
 use super::inline::error_response;
 use crate::auth::{Principal, table};
 use crate::door::observe::Matched;
-use crate::door::{Parts, admit, retry_after};
+use crate::door::{Parts, admit, http_head, method_unknown};
 use crate::sandbox::spec::{clip, invalid};
 
 /// A create with the text of a task.
@@ -33,7 +33,7 @@ const NOBODY: &str = "-";
 const SERVICE: &str = "dispense.DispenseService";
 
 /// Verb, path and method.
-const ROUTES: &[(&str, &str, &str)] = &[
+pub(in crate::door) const ROUTES: &[(&str, &str, &str)] = &[
     ("POST", "/v1/sandboxes", "CreateSandbox"),
     ("GET", "/v1/sandboxes", "ListSandboxes"),
     ("GET", "/v1/sandboxes/{identifier}", "GetSandbox"),
@@ -52,7 +52,7 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 });
 
 /// A method of the service.
-pub(super) fn method(name: &str) -> Option<MethodDescriptor> {
+pub(in crate::door) fn method(name: &str) -> Option<MethodDescriptor> {
     POOL.get_service_by_name(SERVICE)?.methods().find(|method| method.name() == name)
 }
 
@@ -87,9 +87,11 @@ pub(in crate::door) fn router(parts: Parts) -> Router {
 }
 
 async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
-    let need = table::rest(request.method().as_str(), path.as_str());
+    let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
+        return refusal(&method_unknown(path.as_str()));
+    };
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
-    let (mut response, caller) = match admit(&parts.gate, &mut request, need).await {
+    let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
         Ok(caller) => (next.run(request).await, caller),
         Err(error) => (refusal(&error), None),
     };
@@ -98,11 +100,9 @@ async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Reque
 }
 
 fn refusal(error: &Error) -> Response {
-    let status = StatusCode::from_u16(error.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let (status, headers) = http_head(error);
     let body = POOL.get_message_by_name("dispense.ErrorResponse").map(|kind| json(&kind, &error_response(error)));
-    let mut response = (status, Json(body)).into_response();
-    response.headers_mut().extend(retry_after(error).map(|value| (http::header::RETRY_AFTER, value)));
-    response
+    (status, headers, Json(body)).into_response()
 }
 
 fn too_large(rejection: BytesRejection) -> Error {
