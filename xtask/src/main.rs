@@ -104,11 +104,23 @@ fn check() -> Result<()> {
     Ok(())
 }
 
+/// The tests of the system once more, on the other store.
+fn on_postgres() -> Result<()> {
+    if !Path::new("/usr/lib/postgresql").is_dir() {
+        println!("skipped: the tests on PostgreSQL (it is not installed: `apt-get install postgresql`)");
+        return Ok(());
+    }
+    let tests = ["access", "bad_days", "control", "events", "fleet"];
+    let tests = tests.iter().flat_map(|test| ["--test", test]);
+    cargo(["nextest", "run", "--package", "dispense-e2e"]).args(tests).env("DISPENSE_TEST_STORE", "postgres").run()
+}
+
 fn test(words: &[String]) -> Result<()> {
     // The end-to-end tests drive the binary, which they find beside themselves.
     cargo(["build", "--package", "dispense-cli"]).run()?;
     if found("cargo-nextest") {
         cargo(["nextest", "run", "--workspace"]).args(words).run()?;
+        on_postgres()?;
         // nextest leaves out the examples in the documentation.
         return cargo(["test", "--workspace", "--doc", "--quiet"]).run();
     }

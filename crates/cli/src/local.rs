@@ -16,7 +16,7 @@ use dispense_api::tls::{self, SharedPin};
 use dispense_client::{Client, Code, Error, Trust};
 use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
-use dispense_server::{AccessConfig, Server, ServerConfig, StartError, TlsConfig};
+use dispense_server::{AccessConfig, Database, Server, ServerConfig, StartError, TlsConfig};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +37,7 @@ pub(crate) struct LocalConfig {
     pub(crate) log_tail_bytes: u32,
     pub(crate) access: AccessConfig,
     pub(crate) tls: Option<TlsConfig>,
+    pub(crate) database: Option<Database>,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -89,6 +90,7 @@ impl Local {
             log_tail_bytes: config.log_tail_bytes,
             access: config.access.clone(),
             tls: config.tls.clone(),
+            database: config.database.clone(),
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let scheme = if config.tls.is_some() { "https" } else { "http" };

@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
-use dispense_server::{AccessConfig, TlsConfig};
+use dispense_server::{AccessConfig, Database, TlsConfig};
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -47,6 +47,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default_up: "127.0.0.1:50051",
     },
     same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
+    same("server.database.url", "DISPENSE_DATABASE_URL", ""),
     same("server.tls.enabled", "DISPENSE_GRPC_TLS_ENABLED", "false"),
     same("server.tls.cert_file", "DISPENSE_GRPC_CERT_FILE", ""),
     same("server.tls.key_file", "DISPENSE_GRPC_KEY_FILE", ""),
@@ -95,6 +96,16 @@ impl std::fmt::Display for Source {
 pub(crate) struct Value {
     pub(crate) text: String,
     pub(crate) source: Source,
+}
+
+impl Value {
+    /// For people: of the address of a database without the password.
+    pub(crate) fn shown(&self) -> String {
+        match (self.text.split_once("://"), self.text.rsplit_once('@')) {
+            (Some((scheme, _)), Some((_, place))) => format!("{scheme}://…@{place}"),
+            _ => self.text.clone(),
+        }
+    }
 }
 
 /// Every setting with its value.
@@ -167,7 +178,7 @@ impl Settings {
 
     fn parse<T>(&self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<T, Error> {
         let (_, value) = self.0.iter().find(|(setting, _)| setting.key == key).expect("every key is in the table");
-        parse(&value.text).map_err(|why| usage(format!("{key} = `{}` ({}): {why}", value.text, value.source)))
+        parse(&value.text).map_err(|why| usage(format!("{key} = `{}` ({}): {why}", value.shown(), value.source)))
     }
 
     /// Where clients connect.
@@ -199,6 +210,16 @@ impl Settings {
             "json" => Ok(true),
             "pretty" => Ok(false),
             _ => Err("use `json` or `pretty`".to_owned()),
+        })
+    }
+
+    /// The database; by default a file in the data directory.
+    pub(crate) fn database(&self) -> Result<Option<Database>, Error> {
+        self.parse("server.database.url", |text| match text.split_once("://") {
+            None if text.is_empty() => Ok(None),
+            Some(("postgres" | "postgresql", _)) => Ok(Some(Database::Postgres(text.to_owned()))),
+            // What is wrong may have a password.
+            _ => Err("use postgres://USER:PASSWORD@HOST/NAME, or nothing for a file in the data directory".to_owned()),
         })
     }
 

@@ -59,9 +59,15 @@ pub fn skipped(what: &str) {
 }
 
 fn uid_of(user: &str) -> Option<u32> {
+    user_ids(user).map(|(uid, _)| uid)
+}
+
+/// Uid and gid of a user of this machine.
+pub(crate) fn user_ids(user: &str) -> Option<(u32, u32)> {
     let passwd = fs::read_to_string("/etc/passwd").ok()?;
     let line = passwd.lines().find(|line| line.split(':').next() == Some(user))?;
-    line.split(':').nth(2)?.parse().ok()
+    let mut fields = line.split(':').skip(2);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 /// Before the key of a copy of the binary.
@@ -241,11 +247,21 @@ impl Host {
 
     /// Starts `dispense up` with more flags and waits until it serves.
     pub fn up_with(&self, flags: &[&str]) -> Up<'_> {
+        self.start_up(flags, &[])
+    }
+
+    /// Starts `dispense up` with more variables and waits until it serves.
+    pub fn up_with_env(&self, variables: &[(&str, &str)]) -> Up<'_> {
+        self.start_up(&[], variables)
+    }
+
+    fn start_up(&self, flags: &[&str], variables: &[(&str, &str)]) -> Up<'_> {
         let mut args = vec!["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
         args.extend_from_slice(flags);
         let log = fs::File::create(self.up_log()).expect("our own directory");
         let child = self
             .command(args)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -6,6 +6,7 @@
 pub mod clients;
 pub mod host;
 pub mod pair;
+pub mod postgres;
 pub mod server;
 pub mod system;
 pub mod terminal;

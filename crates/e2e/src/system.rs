@@ -9,11 +9,13 @@ use std::time::{Duration, SystemTime};
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
 use dispense_runner::{Capacity, RunnerConfig, RunnerError};
-use dispense_server::{AccessConfig, Server, ServerConfig, Surroundings, WallClock};
+use dispense_server::{AccessConfig, Database, Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::postgres::Postgres;
 
 /// Everything of one test.
 pub struct System {
@@ -28,9 +30,18 @@ pub struct System {
     runner_address: SocketAddr,
     key: String,
     clock: WallClock,
+    database: Option<Database>,
+    /// Of a run in which every store is PostgreSQL.
+    _postgres: Option<Postgres>,
 }
 
-async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: SocketAddr, clock: WallClock) -> Server {
+async fn start_server(
+    data_dir: &Path,
+    address: SocketAddr,
+    runner_address: SocketAddr,
+    clock: WallClock,
+    database: Option<Database>,
+) -> Server {
     let config = ServerConfig {
         data_dir: data_dir.to_owned(),
         address,
@@ -39,6 +50,7 @@ async fn start_server(data_dir: &Path, address: SocketAddr, runner_address: Sock
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
         access: AccessConfig::default(),
         tls: None,
+        database,
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };
     let (public, runners) = (listen(address).await, listen(runner_address).await);
@@ -70,9 +82,20 @@ impl System {
 
     /// The same, with another clock than this machine's.
     pub async fn start_with_clock(clock: WallClock) -> Self {
+        let postgres = if Postgres::is_asked_for() { Postgres::start() } else { None };
+        let database = postgres.as_ref().map(|postgres| Database::Postgres(postgres.url()));
+        Self::start_with(clock, database, postgres).await
+    }
+
+    /// The same, on a PostgreSQL database.
+    pub async fn start_on(database: &str) -> Self {
+        Self::start_with(Arc::new(SystemTime::now), Some(Database::Postgres(database.to_owned())), None).await
+    }
+
+    async fn start_with(clock: WallClock, database: Option<Database>, postgres: Option<Postgres>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server = start_server(&folder.path().join("data"), any, any, clock.clone()).await;
+        let server = start_server(&folder.path().join("data"), any, any, clock.clone(), database.clone()).await;
         let (address, runner_address, key) = (server.address(), server.runner_address(), server.admin_key().to_owned());
         let client = Client::connect(&format!("http://{address}"), &key).await.expect("the server answers");
         let mut system = Self {
@@ -85,6 +108,8 @@ impl System {
             runner_address,
             key,
             clock,
+            database,
+            _postgres: postgres,
         };
         system.start_runner().await;
         system
@@ -156,9 +181,8 @@ impl System {
     /// Ends the server and starts it again on the same ports and data.
     pub async fn restart_server(&mut self) {
         self.server.take().expect("the server runs").stop().await;
-        self.server = Some(
-            start_server(&self.folder.path().join("data"), self.address, self.runner_address, self.clock.clone()).await,
-        );
+        let (data_dir, clock, database) = (self.folder.path().join("data"), self.clock.clone(), self.database.clone());
+        self.server = Some(start_server(&data_dir, self.address, self.runner_address, clock, database).await);
         let server = self.server.as_ref().expect("just started");
         tokio::time::timeout(Duration::from_secs(30), server.runner_connected()).await.expect("the runner comes back");
         self.client =

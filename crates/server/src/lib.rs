@@ -59,7 +59,7 @@ use store::{Store, StoreError};
 use vault::Vault;
 
 pub use auth::table::{Row, rows};
-pub use store::StoreMode;
+pub use store::{Database, StoreMode};
 
 pub use clock::WallClock;
 pub use data_dir::DataDirError;
@@ -93,6 +93,8 @@ pub struct ServerConfig {
     pub log_tail_bytes: u32,
     /// Who may call, and how often.
     pub access: AccessConfig,
+    /// By default a file in the data directory.
+    pub database: Option<Database>,
     /// Without it both ports are plain.
     pub tls: Option<TlsConfig>,
 }
@@ -138,10 +140,10 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The database cannot be opened.
-    #[error("failed to open the database {path}: {cause}")]
+    #[error("failed to open the database {database}: {cause}")]
     Store {
-        /// Which file.
-        path: PathBuf,
+        /// Which one.
+        database: String,
         /// Why.
         cause: String,
     },
@@ -207,13 +209,13 @@ impl Server {
         planted::disarm();
         let tls = config.tls.as_ref().map(|tls| Tls::open(tls, &data_dir)).transpose();
         let tls = tls.map_err(|error| StartError::Tls(error.to_string()))?.map(Arc::new);
-        let path = data_dir.join("server.db");
+        let database = config.database.clone().unwrap_or_else(|| Database::File(data_dir.join("server.db")));
         let failed = |error: StoreError| {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            StartError::Store { path: path.clone(), cause: format!("{error}{source}") }
+            StartError::Store { database: database.to_string(), cause: format!("{error}{source}") }
         };
         let metrics = Arc::new(Metrics::default());
-        let store = Arc::new(Store::open(&path, surroundings.store, metrics.clone()).await.map_err(failed)?);
+        let store = Arc::new(Store::open(database.clone(), surroundings.store, metrics.clone()).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
         let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
         let fresh = random("");

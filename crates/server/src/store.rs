@@ -16,12 +16,13 @@ mod readers;
 pub(crate) mod runners;
 pub(crate) mod sandboxes;
 pub(crate) mod secrets;
+mod sql;
 mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -43,6 +44,76 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// FULL: what a client was told is on the disk.
 const PRAGMAS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; \
                        PRAGMA cache_size = -16000;";
+/// Of a PostgreSQL database, held by the one server that writes to it: any number that is always the same.
+const WRITER_LOCK: &str = "SELECT pg_try_advisory_lock(4850263112) AS held";
+
+/// Which database.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Database {
+    /// A SQLite file.
+    File(PathBuf),
+    /// A PostgreSQL server, as `postgres://USER:PASSWORD@HOST/NAME`.
+    Postgres(String),
+}
+
+impl Database {
+    fn url(&self) -> String {
+        match self {
+            Self::File(path) => format!("sqlite://{}?mode=rwc", path.display()),
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+
+    /// What is done to a fresh connection.
+    async fn prepare(&self, connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
+        if let Self::File(_) = self {
+            connection.execute(PRAGMAS).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins a transaction of the writer.
+    fn begin(&self) -> &'static str {
+        match self {
+            // The lock is taken before anything is read, so that no read in the transaction is stale.
+            Self::File(_) => "BEGIN IMMEDIATE",
+            // The writer is the only one.
+            Self::Postgres(_) => "BEGIN",
+        }
+    }
+
+    /// The writer's connection.
+    async fn connect_writer(&self) -> Result<AnyConnection, StoreError> {
+        let mut connection = AnyConnection::connect(&self.url()).await?;
+        self.prepare(&mut connection).await?;
+        if let Self::Postgres(_) = self {
+            let row = sqlx::query(WRITER_LOCK).fetch_one(&mut connection).await?;
+            if !row.try_get::<bool, _>("held")? {
+                return Err(StoreError::InUse);
+            }
+        }
+        Ok(connection)
+    }
+}
+
+/// Without the password.
+impl std::fmt::Debug for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.to_string())
+    }
+}
+
+impl std::fmt::Display for Database {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Postgres(url) => {
+                let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", ""));
+                write!(f, "{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
+            }
+        }
+    }
+}
 
 /// A change under way.
 pub(crate) type Change<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
@@ -59,6 +130,9 @@ pub(crate) enum StoreError {
     /// Its file, directory or file system is read-only.
     #[error("failed to write the database: make its file and directory writable for this user")]
     ReadOnly,
+    /// Another server writes to it.
+    #[error("another server uses it: end that one first")]
+    InUse,
     /// The database cannot be written or read now.
     #[error("failed to use the database")]
     Sql(#[source] sqlx::Error),
@@ -82,11 +156,16 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         match error.as_database_error() {
             Some(inner) if inner.is_unique_violation() => Self::Taken,
-            Some(inner) if inner.message().contains("disk is full") => Self::Full,
-            Some(inner) if inner.message().contains("readonly database") => Self::ReadOnly,
+            Some(inner) if inner.message().contains("disk is full") || is(inner, "53100") => Self::Full,
+            Some(inner) if inner.message().contains("readonly database") || is(inner, "25006") => Self::ReadOnly,
             _ => Self::Sql(error),
         }
     }
+}
+
+/// Whether it is a PostgreSQL error of this SQLSTATE.
+fn is(error: &dyn sqlx::error::DatabaseError, state: &str) -> bool {
+    error.code().is_some_and(|code| code == state)
 }
 
 /// How the database answers.
@@ -114,42 +193,33 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or makes the database file and brings its schema to this version.
-    pub(crate) async fn open(path: &Path, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        in_place(mode.is_held(), Self::open_file(path, mode, metrics)).await
+    /// Opens the database, or makes the file, and brings its schema to this version.
+    pub(crate) async fn open(database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        in_place(mode.is_held(), Self::open_now(database, mode, metrics)).await
     }
 
-    async fn open_file(path: &Path, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+    async fn open_now(database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         static DRIVERS: Once = Once::new();
         DRIVERS.call_once(sqlx::any::install_default_drivers);
-        match OpenOptions::new().write(true).open(path) {
-            // SQLite would leave files beside it that nobody can write.
-            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-                return Err(StoreError::ReadOnly);
-            }
-            _ => {}
+        if let Database::File(path) = &database {
+            writable(path)?;
         }
-        let url = format!("sqlite://{}?mode=rwc", path.display());
-        let connect = || async {
-            let mut connection = AnyConnection::connect(&url).await?;
-            connection.execute(PRAGMAS).await?;
-            Ok::<_, StoreError>(connection)
-        };
-        let mut writing = connect().await?;
+        let mut writing = database.connect_writer().await?;
         sqlx::migrate!().run(&mut writing).await?;
         let readers = if mode.is_held() {
-            Readers::One(Mutex::new(connect().await?))
+            let mut connection = AnyConnection::connect(&database.url()).await?;
+            database.prepare(&mut connection).await?;
+            Readers::One(Mutex::new(connection))
         } else {
             let options = AnyPoolOptions::new().max_connections(READERS).acquire_timeout(BUSY_TIMEOUT);
-            let options = options.after_connect(|connection, _| {
-                Box::pin(async move {
-                    connection.execute(PRAGMAS).await?;
-                    Ok(())
-                })
+            let kind = database.clone();
+            let options = options.after_connect(move |connection, _| {
+                let kind = kind.clone();
+                Box::pin(async move { kind.prepare(connection).await })
             });
-            Readers::Pool(options.connect(&url).await?)
+            Readers::Pool(options.connect(&database.url()).await?)
         };
-        Ok(Self { readers, writer: Writer::start(writing, mode, metrics) })
+        Ok(Self { readers, writer: Writer::start(writing, database, mode, metrics) })
     }
 
     /// For queries that change nothing.
@@ -191,6 +261,16 @@ impl Store {
     pub(crate) async fn close(&self) {
         self.writer.close().await;
         self.readers.close().await;
+    }
+}
+
+/// SQLite would leave files beside a database that nobody can write.
+fn writable(path: &Path) -> Result<(), StoreError> {
+    match OpenOptions::new().write(true).open(path) {
+        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+            Err(StoreError::ReadOnly)
+        }
+        _ => Ok(()),
     }
 }
 

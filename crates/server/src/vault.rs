@@ -166,14 +166,16 @@ fn parse(line: &str) -> Result<Key, VaultError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::StoreMode;
+    use crate::store::{Database, StoreMode};
 
     #[tokio::test]
     async fn a_value_is_sealed_opens_again_and_outlives_a_rotation() {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let data_dir = DataDir::open(folder.path()).expect("free");
         let store = Arc::new(
-            Store::open(&data_dir.join("server.db"), StoreMode::Free, Arc::default()).await.expect("it opens"),
+            Store::open(Database::File(data_dir.join("server.db")), StoreMode::Free, Arc::default())
+                .await
+                .expect("it opens"),
         );
         let vault = Vault::open(&data_dir, store.clone(), false).await.expect("it opens");
         assert_eq!(vault.get("provider").await.expect("none yet"), None);

@@ -20,6 +20,8 @@ use crate::BackendError;
 pub(super) const HOST: &str = "host";
 const ARCHIVES: [&str; 3] = [".tar.gz", ".tgz", ".tar"];
 
+/// Of an archive, for its digest.
+const READ_BYTES: usize = 256 << 10;
 /// A read-only directory and where it appears inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lower {
@@ -137,7 +139,16 @@ impl Templates {
 
 fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    io::copy(&mut fs::File::open(path)?, &mut hasher)?;
+    let mut file = io::BufReader::with_capacity(READ_BYTES, fs::File::open(path)?);
+    loop {
+        let chunk = io::BufRead::fill_buf(&mut file)?;
+        if chunk.is_empty() {
+            break;
+        }
+        hasher.update(chunk);
+        let read = chunk.len();
+        io::BufRead::consume(&mut file, read);
+    }
     Ok(hasher.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
 }
 

@@ -127,7 +127,7 @@ fn settings() -> Result<Vec<SettingJson>, Error> {
     let settings = Settings::load(Kind::Server, None, &[])?;
     let row = |(setting, value): (&'static Setting, &Value)| SettingJson {
         key: setting.key,
-        value: value.text.clone(),
+        value: value.shown(),
         source: value.source.to_string(),
         variable: setting.variable,
     };

@@ -180,14 +180,16 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
-    use crate::store::StoreMode;
+    use crate::store::{Database, StoreMode};
 
     fn headers(secret: &str) -> HeaderMap {
         HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), secret.parse().expect("a header"))])
     }
 
     async fn store(folder: &tempfile::TempDir) -> Store {
-        Store::open(&folder.path().join("server.db"), StoreMode::Free, Arc::default()).await.expect("it opens")
+        Store::open(Database::File(folder.path().join("server.db")), StoreMode::Free, Arc::default())
+            .await
+            .expect("it opens")
     }
 
     fn now() -> i64 {

@@ -2,7 +2,7 @@
 //! there is nothing to store for each sandbox.
 
 use dispense_api::id::{Generation, SandboxId};
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyConnection, QueryBuilder, Row};
+use sqlx::{AnyConnection, Row};
 
+use super::sql::Sql;
 use super::{Readers, StoreError, json};
 use crate::auth::Scope;
 use crate::sandbox::Sandbox;
@@ -51,25 +52,19 @@ pub(crate) async fn append(tx: &mut AnyConnection, sandbox: &Sandbox, now: i64) 
 
 /// Events after a number, in their order, of what a scope reaches.
 pub(crate) async fn page(readers: &Readers, scope: &Scope, after: i64, limit: usize) -> Result<Vec<Event>, StoreError> {
-    let mut query =
-        QueryBuilder::<Any>::new("SELECT seq, at, type, sandbox_id, group_name, data FROM event WHERE seq > ");
-    query.push_bind(after);
+    let mut sql = Sql::new("SELECT seq, at, type, sandbox_id, group_name, data FROM event WHERE seq > ");
+    sql.bind(after);
     match scope {
         Scope::All => {}
         Scope::Group(group) => {
-            query.push(" AND group_name = ").push_bind(group.clone());
+            sql.push(" AND group_name = ").bind(group.clone());
         }
         Scope::Sandboxes(ids) => {
-            query.push(" AND sandbox_id IN (");
-            let mut list = query.separated(", ");
-            for id in ids {
-                list.push_bind(id.as_str().to_owned());
-            }
-            query.push(")");
+            sql.push(" AND sandbox_id IN (").bind_all(ids.iter().map(ToString::to_string)).push(")");
         }
     }
-    query.push(" ORDER BY seq LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-    readers.all(query.build()).await?.iter().map(event).collect()
+    sql.push(" ORDER BY seq LIMIT ").bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    readers.all(sql.build()).await?.iter().map(event).collect()
 }
 
 /// The first and the last number that are kept; 0 and 0 when there is none.

@@ -2,9 +2,10 @@
 
 use dispense_api::id::{JobId, RunnerId, SandboxId};
 use sqlx::AnyConnection;
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{QueryBuilder, Row};
 
+use super::sql::Sql;
 use super::{Readers, StoreError, json};
 use crate::auth::Scope;
 use crate::job::{Attempt, Job, JobStatus, JobType};
@@ -109,20 +110,20 @@ pub(crate) async fn list(
     before: Option<(i64, String)>,
     limit: usize,
 ) -> Result<Vec<Job>, StoreError> {
-    let mut query = QueryBuilder::new(format!("{SELECT} WHERE created_at >= 0"));
-    super::sandboxes::within_scope(&mut query, scope);
+    let mut sql = Sql::new(format!("{SELECT} WHERE created_at >= 0"));
+    super::sandboxes::within_scope(&mut sql, scope);
     if let Some(sandbox) = sandbox {
-        query.push(" AND sandbox_id = ").push_bind(sandbox.to_string());
+        sql.push(" AND sandbox_id = ").bind(sandbox.to_string());
     }
     if let Some(status) = status {
-        query.push(" AND status = ").push_bind(status.as_str());
+        sql.push(" AND status = ").bind(status.as_str().to_owned());
     }
     if let Some((created_at, id)) = before {
-        query.push(" AND (created_at < ").push_bind(created_at);
-        query.push(" OR (created_at = ").push_bind(created_at).push(" AND id < ").push_bind(id).push("))");
+        sql.push(" AND (created_at < ").bind(created_at).push(" OR (created_at = ").bind(created_at);
+        sql.push(" AND id < ").bind(id).push("))");
     }
-    query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-    readers.all(query.build()).await?.iter().map(job).collect()
+    sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").bind(i64::try_from(limit).unwrap_or(i64::MAX));
+    readers.all(sql.build()).await?.iter().map(job).collect()
 }
 
 fn job(row: &AnyRow) -> Result<Job, StoreError> {

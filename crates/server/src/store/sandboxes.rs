@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use dispense_api::id::{Generation, RunnerId, SandboxId};
+use sqlx::AnyConnection;
+use sqlx::Row;
 use sqlx::any::AnyRow;
-use sqlx::{Any, AnyConnection};
-use sqlx::{QueryBuilder, Row};
 
+use super::sql::Sql;
 use super::{AnyQuery, Readers, StoreError, json};
 use crate::auth::Scope;
 use crate::placement::Room;
@@ -169,26 +170,24 @@ pub(crate) struct Filter {
 }
 
 /// Of those that a scope reaches.
-fn within(query: &mut QueryBuilder<Any>, scope: &Scope) {
+fn within(sql: &mut Sql, scope: &Scope) {
     match scope {
         Scope::All => {}
         Scope::Group(group) => {
-            query.push(" AND group_name = ").push_bind(group.clone());
+            sql.push(" AND group_name = ").bind(group.clone());
         }
         Scope::Sandboxes(ids) => {
-            query.push(" AND id IN ('");
-            // Ids have no quotes.
-            query.push(ids.iter().map(SandboxId::as_str).collect::<Vec<_>>().join("', '")).push("')");
+            sql.push(" AND id IN (").bind_all(ids.iter().map(ToString::to_string)).push(")");
         }
     }
 }
 
 /// The ids of those that a scope reaches, as a condition on `sandbox_id`.
-pub(super) fn within_scope(query: &mut QueryBuilder<Any>, scope: &Scope) {
+pub(super) fn within_scope(sql: &mut Sql, scope: &Scope) {
     if *scope != Scope::All {
-        query.push(" AND sandbox_id IN (SELECT id FROM sandbox WHERE id <> ''");
-        within(query, scope);
-        query.push(")");
+        sql.push(" AND sandbox_id IN (SELECT id FROM sandbox WHERE id <> ''");
+        within(sql, scope);
+        sql.push(")");
     }
 }
 
@@ -199,39 +198,34 @@ pub(crate) async fn list(readers: &Readers, filter: &Filter) -> Result<Vec<Sandb
     let mut found = Vec::new();
     let mut before = filter.before.clone();
     loop {
-        let mut query = QueryBuilder::new(select("WHERE "));
+        let mut sql = Sql::new(select("WHERE "));
         if filter.states.is_empty() {
-            query.push("observed <> 'deleted'");
+            sql.push("observed <> 'deleted'");
         } else {
-            query.push("observed IN (");
-            let mut states = query.separated(", ");
-            for state in &filter.states {
-                states.push_bind(state.as_str());
-            }
-            query.push(")");
+            let states = filter.states.iter().map(|state| state.as_str().to_owned());
+            sql.push("observed IN (").bind_all(states).push(")");
         }
         if let Some(group) = &filter.group {
-            query.push(" AND group_name = ").push_bind(group.clone());
+            sql.push(" AND group_name = ").bind(group.clone());
         }
-        within(&mut query, &filter.scope);
+        within(&mut sql, &filter.scope);
         if let Some((on_them, runners)) = &filter.runners {
-            query.push(" AND (runner_id IS NULL OR runner_id ");
-            query.push(if *on_them { "IN ('" } else { "NOT IN ('" });
-            // Ids have no quotes.
-            query.push(runners.iter().map(ToString::to_string).collect::<Vec<_>>().join("', '")).push("'))");
+            // Of no runner there is no id: the list is never empty.
+            let ids = runners.iter().map(ToString::to_string).chain([String::new()]);
+            sql.push(" AND (runner_id IS NULL OR runner_id ").push(if *on_them { "IN (" } else { "NOT IN (" });
+            sql.bind_all(ids).push("))");
         }
         if let Some((created_at, id)) = &before {
-            query.push(" AND (created_at < ").push_bind(*created_at);
-            query.push(" OR (created_at = ").push_bind(*created_at);
-            query.push(" AND id < ").push_bind(id.clone()).push("))");
+            sql.push(" AND (created_at < ").bind(*created_at).push(" OR (created_at = ").bind(*created_at);
+            sql.push(" AND id < ").bind(id.clone()).push("))");
         }
         let batch = if filter.labels.is_empty() {
             i64::try_from(filter.limit - found.len()).unwrap_or(BATCH_ROWS)
         } else {
             BATCH_ROWS
         };
-        query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(batch);
-        let rows = readers.all(query.build()).await?;
+        sql.push(" ORDER BY created_at DESC, id DESC LIMIT ").bind(batch);
+        let rows = readers.all(sql.build()).await?;
         for row in &rows {
             // The place of a row that cannot be read is known all the same.
             before = Some((row.try_get("created_at")?, row.try_get("id")?));

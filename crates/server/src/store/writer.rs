@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{StoreError, StoreMode, in_place};
+use super::{Database, StoreError, StoreMode, in_place};
 use crate::metrics::Metrics;
 
 /// Changes that wait; past it callers wait before they queue.
@@ -73,9 +73,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: AnyConnection, mode: StoreMode, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn start(connection: AnyConnection, database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHANGES);
-        let task = tokio::spawn(run(connection, receiver, mode, metrics));
+        let task = tokio::spawn(run(connection, database, receiver, mode, metrics));
         Self { queue: Mutex::new(Some(queue)), task: Mutex::new(Some(task)) }
     }
 
@@ -112,6 +112,7 @@ impl Writer {
 
 async fn run(
     mut connection: AnyConnection,
+    database: Database,
     mut queue: mpsc::Receiver<Box<dyn Change>>,
     mode: StoreMode,
     metrics: Arc<Metrics>,
@@ -123,15 +124,23 @@ async fn run(
             tokio::time::sleep(pause()).await;
         }
         let begun = Instant::now();
-        match in_place(held, commit(&mut connection, &mut batch)).await {
+        match in_place(held, commit(&mut connection, &database, &mut batch)).await {
             Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
             Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
             // One of them is at fault: each runs alone.
             Err(_) => {
                 for change in &mut batch {
-                    let result = in_place(held, commit(&mut connection, std::slice::from_mut(change))).await;
+                    let result = in_place(held, commit(&mut connection, &database, std::slice::from_mut(change))).await;
                     change.answer(result.err());
                 }
+            }
+        }
+        if let (Database::Postgres(_), Err(error)) = (&database, connection.ping().await) {
+            // Its server was restarted, or the network was.
+            tracing::warn!(%error, "the connection to the database is lost");
+            match database.connect_writer().await {
+                Ok(fresh) => connection = fresh,
+                Err(error) => tracing::error!(%error, "the database cannot be reached: the next change tries again"),
             }
         }
         metrics.committed(batch.len(), begun.elapsed());
@@ -142,9 +151,12 @@ async fn run(
     }
 }
 
-async fn commit(connection: &mut AnyConnection, batch: &mut [Box<dyn Change>]) -> Result<(), StoreError> {
-    // IMMEDIATE: the lock is taken before anything is read, so that no read in the transaction is stale.
-    connection.execute("BEGIN IMMEDIATE").await?;
+async fn commit(
+    connection: &mut AnyConnection,
+    database: &Database,
+    batch: &mut [Box<dyn Change>],
+) -> Result<(), StoreError> {
+    connection.execute(database.begin()).await?;
     let mut result = Ok(());
     for change in batch {
         result = change.run(connection).await;

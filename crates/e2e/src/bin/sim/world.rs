@@ -105,6 +105,7 @@ async fn serve(
         log_tail_bytes: 1024,
         access: AccessConfig::default(),
         tls: None,
+        database: None,
     };
     let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, DISK_MAX_MS));
     let surroundings = Surroundings {
