@@ -38,6 +38,7 @@ pub(crate) struct LocalConfig {
     pub(crate) access: AccessConfig,
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) database: Option<Database>,
+    pub(crate) rotate_secrets: bool,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -91,6 +92,7 @@ impl Local {
             access: config.access.clone(),
             tls: config.tls.clone(),
             database: config.database.clone(),
+            rotate_secrets: config.rotate_secrets,
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let scheme = if config.tls.is_some() { "https" } else { "http" };

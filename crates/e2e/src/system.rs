@@ -49,6 +49,7 @@ async fn start_server(
         embedded: false,
         log_tail_bytes: dispense_server::LOG_TAIL_BYTES_DEFAULT,
         access: AccessConfig::default(),
+        rotate_secrets: false,
         tls: None,
         database,
     };

@@ -153,3 +153,27 @@ fn prometheus_reads_the_metrics() {
     up.stop();
     host.finish();
 }
+
+#[test]
+fn the_providers_key_outlives_a_rotation_of_the_key_that_seals_it() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up();
+    let secret = "sk-test-0123456789abcdef";
+    let keys = || std::fs::read_to_string(host.data_dir().join("secrets.key")).expect("the server made it");
+    let call = |address: &str, arguments: &[&str]| {
+        let key = format!("x-api-key: {}", key(&host));
+        curl(&[arguments, &["--header", &key, &format!("http://{address}/v1/config/api-key")]].concat()).1
+    };
+    call(&up.address(), &["--data", &format!("{{\"apiKey\": \"{secret}\"}}")]);
+    let before = keys();
+    up.stop();
+    let database = std::fs::read(host.data_dir().join("server.db")).expect("there");
+    assert!(!database.windows(secret.len()).any(|part| part == secret.as_bytes()), "it is sealed");
+    let up = host.up_with(&["--rotate-secrets"]);
+    assert!(call(&up.address(), &[]).contains(secret));
+    let after = keys();
+    assert!(before != after && after.lines().count() == 1, "{before} {after}");
+    up.stop();
+    host.finish();
+}

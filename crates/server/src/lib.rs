@@ -95,6 +95,8 @@ pub struct ServerConfig {
     pub access: AccessConfig,
     /// By default a file in the data directory.
     pub database: Option<Database>,
+    /// What is sealed in the database is sealed anew, with a key that is made now; the old one is forgotten.
+    pub rotate_secrets: bool,
     /// Without it both ports are plain.
     pub tls: Option<TlsConfig>,
 }
@@ -224,7 +226,7 @@ impl Server {
             Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
         });
         let secret = Arc::new(ServerSecret::new(secret.await.map_err(failed)?));
-        let vault = Vault::open(&data_dir, store.clone(), false).await?;
+        let vault = Vault::open(&data_dir, store.clone(), config.rotate_secrets).await?;
         let known = store::runners::all(store.readers()).await.map_err(failed)?;
         let used = store::sandboxes::used(store.readers()).await.map_err(failed)?;
         let fleet = Arc::new(Fleet::new(known, &used));

@@ -36,6 +36,9 @@ pub(crate) struct ListenArgs {
     /// Certificate with its chain, a PEM file that is read again when it changes
     #[arg(long, value_name = "FILE", requires = "key_file")]
     pub(crate) cert_file: Option<String>,
+    /// Seal the secrets of the database anew, with a new key, and forget the old one
+    #[arg(long)]
+    pub(crate) rotate_secrets: bool,
     /// Key of the certificate
     #[arg(long, value_name = "FILE", requires = "cert_file")]
     pub(crate) key_file: Option<String>,

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use dispense_server::AccessConfig;
 
 use crate::args::Global;
-use crate::args::serve::{ServerArgs, UpArgs};
+use crate::args::serve::{ListenArgs, ServerArgs, UpArgs};
 use crate::endpoint::data_dir;
 use crate::failure::local;
 use crate::local::lease::Announcement;
@@ -20,15 +20,16 @@ use crate::units::Pair;
 
 /// Server and runner, until a signal.
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
-    serve(global, &args.listen.settings(Kind::Up)?, true, args.templates.template).await
+    serve(global, &args.listen, Kind::Up, args.templates.template).await
 }
 
 /// The server alone, until a signal.
 pub(super) async fn server(global: &Global, args: ServerArgs) -> Result<u8, Error> {
-    serve(global, &args.listen.settings(Kind::Server)?, false, vec![]).await
+    serve(global, &args.listen, Kind::Server, vec![]).await
 }
 
-async fn serve(global: &Global, settings: &Settings, runner: bool, templates: Vec<Pair>) -> Result<u8, Error> {
+async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, templates: Vec<Pair>) -> Result<u8, Error> {
+    let settings = listen.settings(kind)?;
     let data_dir = data_dir(global)?;
     let mut stop = StopSignals::listen()?;
     let started = Local::start(LocalConfig {
@@ -39,15 +40,16 @@ async fn serve(global: &Global, settings: &Settings, runner: bool, templates: Ve
         access: settings.access()?,
         tls: settings.tls()?,
         database: settings.database()?,
+        rotate_secrets: listen.rotate_secrets,
         embedded: false,
-        runner,
+        runner: kind == Kind::Up,
         templates: absolute(templates)?,
     });
     let mut server = tokio::select! {
         started = started => started?,
         () = stop.next() => return Ok(0),
     };
-    introduce(&server.info, settings, &data_dir.join("admin.key"));
+    introduce(&server.info, &settings, &data_dir.join("admin.key"));
     let ended = tokio::select! {
         () = stop.next() => Ok(0),
         error = server.runner_ended() => Err(error),
@@ -96,6 +98,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         access: AccessConfig::default(),
         tls: None,
         database: None,
+        rotate_secrets: false,
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),

@@ -16,7 +16,7 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use dispense_api::error::{Code, Error};
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -36,6 +36,11 @@ use json::{JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJso
 /// The same for everybody, as long as the server runs.
 static OPENAPI: LazyLock<serde_json::Value> = LazyLock::new(openapi::document);
 
+/// The page loads nothing, and runs nothing.
+const PAGE_POLICY: (HeaderName, HeaderValue) = (
+    http::header::CONTENT_SECURITY_POLICY,
+    HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+);
 /// A specification with its environment.
 const BODY_MAX_BYTES: usize = 2 << 20;
 
@@ -70,7 +75,7 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(|| async { Json(OPENAPI.clone()) }))
-        .route("/docs", get(|| async { Html(openapi::page(&OPENAPI)) }))
+        .route("/docs", get(|| async { ([PAGE_POLICY], Html(openapi::page(&OPENAPI))) }))
         .route("/api/v1/sandboxes", get(list_sandboxes).post(create_sandbox))
         .route("/api/v1/sandboxes/{id}", get(get_sandbox).delete(delete_sandbox))
         .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))

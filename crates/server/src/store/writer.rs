@@ -124,30 +124,50 @@ async fn run(
             tokio::time::sleep(pause()).await;
         }
         let begun = Instant::now();
-        match in_place(held, commit(&mut connection, &database, &mut batch)).await {
-            Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
-            Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
-            // One of them is at fault: each runs alone.
-            Err(_) => {
-                for change in &mut batch {
-                    let result = in_place(held, commit(&mut connection, &database, std::slice::from_mut(change))).await;
-                    change.answer(result.err());
-                }
-            }
-        }
-        if let (Database::Postgres(_), Err(error)) = (&database, connection.ping().await) {
-            // Its server was restarted, or the network was.
-            tracing::warn!(%error, "the connection to the database is lost");
-            match database.connect_writer().await {
-                Ok(fresh) => connection = fresh,
-                Err(error) => tracing::error!(%error, "the database cannot be reached: the next change tries again"),
-            }
+        if !in_place(held, write(&mut connection, &database, &mut batch)).await
+            && matches!(database, Database::Postgres(_))
+        {
+            restore(&mut connection, &database).await;
         }
         metrics.committed(batch.len(), begun.elapsed());
         batch.clear();
     }
     if let Err(error) = connection.close().await {
         tracing::warn!(%error, "database was not closed");
+    }
+}
+
+/// Commits what has queued up, and answers; whether all of it was written.
+async fn write(connection: &mut AnyConnection, database: &Database, batch: &mut [Box<dyn Change>]) -> bool {
+    match commit(connection, database, batch).await {
+        Ok(()) => {
+            batch.iter_mut().for_each(|change| change.answer(None));
+            true
+        }
+        Err(error) if batch.len() == 1 => {
+            batch[0].answer(Some(error));
+            false
+        }
+        // One of them is at fault: each runs alone.
+        Err(_) => {
+            let mut all = true;
+            for change in batch {
+                let result = commit(connection, database, std::slice::from_mut(change)).await;
+                all &= result.is_ok();
+                change.answer(result.err());
+            }
+            all
+        }
+    }
+}
+
+/// After a failure: the database may have been restarted, or the network cut.
+async fn restore(connection: &mut AnyConnection, database: &Database) {
+    let Err(error) = connection.ping().await else { return };
+    tracing::warn!(%error, "the connection to the database is lost");
+    match database.connect_writer().await {
+        Ok(fresh) => *connection = fresh,
+        Err(error) => tracing::error!(%error, "the database cannot be reached: the next change tries again"),
     }
 }
 

@@ -104,6 +104,7 @@ async fn serve(
         embedded: false,
         log_tail_bytes: 1024,
         access: AccessConfig::default(),
+        rotate_secrets: false,
         tls: None,
         database: None,
     };
