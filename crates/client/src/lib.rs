@@ -18,6 +18,7 @@
 //!
 //! It retries only what is idempotent: reads, deletes, renewals.
 
+mod batch;
 mod error;
 mod files;
 mod keys;

@@ -329,3 +329,32 @@ async fn a_heartbeat_needs_the_sandboxs_own_token_and_a_whole_body() {
     system.client.delete("web", false, true).await.expect("deleted");
     system.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_tries_each_item_and_tells_each_result_in_its_place() {
+    let system = System::start().await;
+    let named = |name: &str| CreateSandboxRequest { name: name.into(), wait: true, ..Default::default() };
+    let created = system.client.batch_create(vec![named("a"), named("No Name"), named("b"), named("a")]).await;
+    let created = created.expect("it was tried");
+    assert_eq!(created[0].as_ref().expect("created").name, "a");
+    assert_eq!(created[1].as_ref().expect_err("no name").details["field"], "name");
+    assert_eq!(created[2].as_ref().expect("created").state(), SandboxState::Running);
+    assert_eq!(created[3].as_ref().expect_err("taken").code, Code::AlreadyExists);
+    let start = v1::StartProcess { args: vec!["count".into(), "100000".into()], ..Default::default() };
+    let sandboxes = ["a", "nobody", "b"].map(str::to_owned).to_vec();
+    let request = v1::BatchExecRequest { sandboxes, start: Some(start), timeout_secs: 30 };
+    let run = system.client.batch_exec(request).await.expect("it was tried");
+    for index in [0, 2] {
+        assert!(run[index].error.is_none() && run[index].exited.is_some(), "{:?}", run[index]);
+        assert!(run[index].truncated && run[index].stdout.len() == 64 << 10, "the end of what it wrote");
+    }
+    assert_eq!(run[1].error.as_ref().expect("there is none").code, "not_found");
+    let sandboxes = ["a", "nobody", "b"].map(str::to_owned).to_vec();
+    let request = v1::BatchDeleteSandboxesRequest { sandboxes, wait: true, ..Default::default() };
+    let deleted = system.client.batch_delete(request).await.expect("it was tried");
+    assert_eq!(deleted[0].as_ref().expect("deleted").state(), SandboxState::Deleted);
+    assert_eq!(deleted[1].as_ref().expect_err("there is none").code, Code::NotFound);
+    let many = v1::BatchExecRequest { sandboxes: vec!["a".into(); 101], ..Default::default() };
+    assert_eq!(system.client.batch_exec(many).await.expect_err("too many").code, Code::InvalidArgument);
+    system.stop().await;
+}

@@ -1,5 +1,5 @@
 //! Bugs that the simulation must find (a checker that finds nothing is not yet a checker), and messages that
-//! come twice. They exist only with the feature `planted`, which nothing but the simulation asks for, and only where they are switched on.
+//! come twice or long after their time. They exist only with the feature `planted`, which nothing but the simulation asks for, and only where they are switched on.
 
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,13 +15,20 @@ pub enum Bug {
 #[cfg(feature = "planted")]
 mod switched {
     use std::cell::{Cell, RefCell};
-    use std::collections::HashSet;
+    use std::collections::{HashSet, VecDeque};
+
+    use dispense_api::id::RunnerId;
+    use dispense_api::runner::{Box as BoxMessage, BoxState};
 
     use super::Bug;
+
+    /// Reports that may come again.
+    const FAILED_MAX: usize = 64;
 
     thread_local! {
         static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
         static REPEAT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+        static FAILED: RefCell<VecDeque<(RunnerId, BoxMessage)>> = RefCell::default();
         static ARMED: RefCell<HashSet<String>> = RefCell::default();
     }
 
@@ -40,6 +47,26 @@ mod switched {
         let (nth, count) = REPEAT.get();
         REPEAT.set((nth, count + 1));
         if nth > 0 && count.is_multiple_of(nth) { 2 } else { 1 }
+    }
+
+    /// A runner said that it failed: it may say so again when nobody wants to hear it any more.
+    pub(crate) fn remember(runner: &RunnerId, report: &BoxMessage) {
+        if REPEAT.get().0 > 0 && report.state() == BoxState::Failed {
+            FAILED.with_borrow_mut(|failed| {
+                failed.push_back((runner.clone(), report.clone()));
+                if failed.len() > FAILED_MAX {
+                    failed.pop_front();
+                }
+            });
+        }
+    }
+
+    /// What a runner says once more, with one of its messages: the caller leaves out what is not outdated.
+    pub(crate) fn outdated(runner: &RunnerId) -> Option<BoxMessage> {
+        FAILED.with_borrow(|failed| {
+            let mut of_it = failed.iter().filter(|(who, _)| who == runner);
+            of_it.next_back().map(|(_, report)| report.clone())
+        })
     }
 
     /// Whether a bug is switched on.
@@ -65,6 +92,9 @@ mod switched {
 
 #[cfg(not(feature = "planted"))]
 mod switched {
+    use dispense_api::id::RunnerId;
+    use dispense_api::runner::Box as BoxMessage;
+
     use super::Bug;
 
     pub(crate) const fn has(_: Bug) -> bool {
@@ -73,6 +103,12 @@ mod switched {
 
     pub(crate) const fn copies() -> usize {
         1
+    }
+
+    pub(crate) const fn remember(_: &RunnerId, _: &BoxMessage) {}
+
+    pub(crate) const fn outdated(_: &RunnerId) -> Option<BoxMessage> {
+        None
     }
 
     pub(crate) const fn disarm() {}
@@ -84,6 +120,6 @@ mod switched {
     }
 }
 
-pub(crate) use switched::{arm, copies, disarm, has, is_armed};
+pub(crate) use switched::{arm, copies, disarm, has, is_armed, outdated, remember};
 #[cfg(feature = "planted")]
 pub use switched::{plant, repeat_each};

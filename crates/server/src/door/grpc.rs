@@ -1,6 +1,7 @@
 //! `dispense.v1`: sandboxes, runners, jobs. Messages are parsed here; the domain knows no wire type.
 
 mod audit;
+mod batch;
 mod events;
 mod jobs;
 mod keys;
@@ -9,6 +10,7 @@ mod runners;
 mod sandboxes;
 
 use dispense_api::v1::audit_service_server::AuditServiceServer;
+use dispense_api::v1::batch_service_server::BatchServiceServer;
 use dispense_api::v1::event_service_server::EventServiceServer;
 use dispense_api::v1::job_service_server::JobServiceServer;
 use dispense_api::v1::key_service_server::KeyServiceServer;
@@ -31,6 +33,7 @@ pub(super) async fn routes(parts: &Parts) -> Routes {
         .add_service(LogServiceServer::new(logs::LogDoor(parts.sandboxes.clone())))
         .add_service(JobServiceServer::new(jobs::JobDoor(parts.sandboxes.clone())))
         .add_service(KeyServiceServer::new(keys::KeyDoor(parts.clone())))
+        .add_service(BatchServiceServer::new(batch::BatchDoor(parts.clone())))
         .add_service(AuditServiceServer::new(audit::AuditDoor(parts.clone())))
         .add_service(EventServiceServer::new(events::EventDoor(parts.clone())))
         .add_service(health().await)

@@ -195,10 +195,27 @@ impl RunnerLinks {
                 }
             };
             self.sandboxes.fleet.heard(id, self.sandboxes.clock.now());
+            if let Some(runner_message::Kind::Box(report)) = &message.kind {
+                planted::remember(id, report);
+            }
+            self.take_outdated(id).await;
             for message in std::iter::repeat_n(message, planted::copies()) {
                 if let Err(error) = self.take(id, message).await {
                     tracing::warn!(runner = %id, %error, "message of a runner was not taken");
                 }
+            }
+        }
+    }
+
+    /// In a simulation: what a runner said of a placement that has been replaced since comes again. It must change
+    /// nothing.
+    async fn take_outdated(&self, id: &RunnerId) {
+        let Some(report) = planted::outdated(id) else { return };
+        let row = self.sandboxes.get(&report.sandbox_id).await;
+        if row.is_ok_and(|row| row.life.generation.0 > report.generation) {
+            let message = RunnerMessage { kind: Some(runner_message::Kind::Box(report)) };
+            if let Err(error) = self.take(id, message).await {
+                tracing::warn!(runner = %id, %error, "outdated message");
             }
         }
     }

@@ -52,14 +52,18 @@ pub(crate) fn plan(world: &World, seed: u64, end: Duration) -> Vec<(Duration, Ev
         let server = SERVER.to_owned();
         let far = chance.pick(&[CLIENT, &runner, &runner]).map(|name| (*name).to_owned()).unwrap_or_default();
         let (event, mended) = match chance.between(0, 100) {
-            0..35 => (Event::Crash(anybody.clone()), Event::Start(anybody)),
-            35..55 => (Event::Partition(server.clone(), far.clone()), Event::Repair(server, far)),
-            55..70 => (Event::Hold(server.clone(), far.clone()), Event::Release(server, far)),
-            70..90 => {
-                let steps = [Step::Create, Step::Create, Step::Start, Step::Stop, Step::Destroy, Step::Dial];
+            0..30 => (Event::Crash(anybody.clone()), Event::Start(anybody)),
+            30..48 => (Event::Partition(server.clone(), far.clone()), Event::Repair(server, far)),
+            48..60 => (Event::Hold(server.clone(), far.clone()), Event::Release(server, far)),
+            60..90 => {
+                // A create that fails is made elsewhere, which is where generations come from.
+                let steps =
+                    [Step::Create, Step::Create, Step::Create, Step::Start, Step::Stop, Step::Destroy, Step::Dial];
                 let step = chance.pick(&steps).copied().unwrap_or(Step::Create);
                 let stall = Fault::Stall(Duration::from_millis(chance.between(10, 20_000)));
-                let fault = chance.pick(&[Fault::Fail, stall]).copied();
+                let faults =
+                    if step == Step::Create { vec![Fault::Fail, Fault::Fail, stall] } else { vec![Fault::Fail, stall] };
+                let fault = chance.pick(&faults).copied();
                 (Event::Script(runner.clone(), step, fault), Event::Script(runner, step, None))
             }
             _ => {

@@ -23,8 +23,13 @@ const PUBLIC_PORT: u16 = 8080;
 const RUNNER_PORT: u16 = 50051;
 /// Logical time passes in steps of this; a hop of the network takes at least one.
 const TICK: Duration = Duration::from_millis(20);
-/// Longest pause before a commit.
+/// Longest pause before a commit, and in each so manieth world, where the disk is slow.
 const DISK_MAX_MS: u64 = 40;
+const SLOW_DISK_MAX_MS: u64 = 400;
+const SLOW_DISK_EACH: u64 = 4;
+
+/// How long the disk takes for the next commit.
+type Pause = Arc<dyn Fn() -> Duration + Send + Sync>;
 
 /// What the server's host tells the others, as an operator would.
 #[derive(Default)]
@@ -62,8 +67,11 @@ impl World {
             .tcp_capacity(1 << 16);
         let mut sim = builder.build();
         let (data_dir, credentials) = (self.folder.path().join("server"), self.credentials.clone());
+        let longest = if seed.is_multiple_of(SLOW_DISK_EACH) { SLOW_DISK_MAX_MS } else { DISK_MAX_MS };
         let dice = Arc::new(Mutex::new(Chance::new(seed)));
-        sim.host(SERVER, move || serve(data_dir.clone(), credentials.clone(), dice.clone()));
+        let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, longest));
+        let pause: Pause = Arc::new(pause);
+        sim.host(SERVER, move || serve(data_dir.clone(), credentials.clone(), pause.clone()));
         for (name, machine) in &self.machines {
             let (name, machine) = (name.clone(), machine.clone());
             let (state_dir, credentials) = (self.folder.path().join(&name), self.credentials.clone());
@@ -88,11 +96,7 @@ impl Listener for SimulatedPort {
     }
 }
 
-async fn serve(
-    data_dir: PathBuf,
-    credentials: Arc<Mutex<Option<Credentials>>>,
-    dice: Arc<Mutex<Chance>>,
-) -> turmoil::Result {
+async fn serve(data_dir: PathBuf, credentials: Arc<Mutex<Option<Credentials>>>, pause: Pause) -> turmoil::Result {
     std::fs::create_dir_all(&data_dir)?;
     let port = |port| async move { TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await.map(SimulatedPort) };
     let (public, runners) = (port(PUBLIC_PORT).await?, port(RUNNER_PORT).await?);
@@ -108,10 +112,9 @@ async fn serve(
         tls: None,
         database: None,
     };
-    let pause = move || Duration::from_millis(dice.lock().expect("one thread").between(0, DISK_MAX_MS));
     let surroundings = Surroundings {
         wall_clock: Arc::new(|| SystemTime::UNIX_EPOCH + turmoil::since_epoch().unwrap_or_default()),
-        store: StoreMode::Held { pause: Arc::new(pause) },
+        store: StoreMode::Held { pause },
     };
     let server = Server::start_in(config, public, runners, surroundings).await?;
     let told = Credentials { admin_key: server.admin_key().to_owned(), join_token: server.join_token().to_owned() };

@@ -7,6 +7,7 @@ use dispense_api::v1;
 use dispense_api::v1::sandbox_service_server::SandboxService;
 use tonic::{Request, Response, Status};
 
+use crate::auth::Principal;
 use crate::door::request::{caller, page_size, page_token, parse_page_token, wait_bound, wait_timeout};
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
@@ -26,17 +27,24 @@ impl SandboxDoor {
     }
 }
 
+/// Creates a sandbox, and waits for it where the request asks for that.
+pub(super) async fn create(
+    sandboxes: &Sandboxes,
+    caller: &Principal,
+    request: v1::CreateSandboxRequest,
+) -> Result<v1::Sandbox, Error> {
+    let timeout = wait_bound(request.wait, request.timeout_secs)?;
+    let labels = request.labels.into_iter().collect();
+    let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
+    let sandbox = sandboxes.seen_by(caller).create(new).await?;
+    Ok(sandboxes.view(&sandboxes.settled(sandbox, Desired::Running, timeout).await?))
+}
+
 #[tonic::async_trait]
 impl SandboxService for SandboxDoor {
     async fn create_sandbox(&self, request: Request<v1::CreateSandboxRequest>) -> Answer<v1::Sandbox> {
         let caller = caller(&request)?;
-        let request = request.into_inner();
-        let visible = self.0.seen_by(&caller);
-        let timeout = wait_bound(request.wait, request.timeout_secs)?;
-        let labels = request.labels.into_iter().collect();
-        let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
-        let sandbox = visible.create(new).await?;
-        self.answer(&self.0.settled(sandbox, Desired::Running, timeout).await?)
+        Ok(Response::new(create(&self.0, &caller, request.into_inner()).await?))
     }
 
     async fn get_sandbox(&self, request: Request<v1::GetSandboxRequest>) -> Answer<v1::Sandbox> {
