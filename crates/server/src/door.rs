@@ -109,14 +109,16 @@ impl Doors {
         let inline = Inline::asked(request.headers(), request.uri().path());
         let path = request.uri().path().to_owned();
         let need = table::grpc(&path);
-        let (mut response, caller) = self.call(request, need).await;
+        let (response, caller) = self.call(request, need).await;
+        let mut response = match inline {
+            Some(inline) => inline.apply(response),
+            None => response,
+        };
+        // Last: an answer that was made anew has nothing noted.
         if need.is_some() {
             Matched(path).note(&mut response, caller);
         }
-        Ok(match inline {
-            Some(inline) => inline.apply(response),
-            None => response,
-        })
+        Ok(response)
     }
 
     async fn call(
