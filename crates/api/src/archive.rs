@@ -4,13 +4,15 @@
 //! Kept: modes, modification times (whole seconds), symbolic and hard links, any name. Not kept: devices,
 //! sockets and pipes, which are skipped and counted.
 
+mod chunks;
 mod pack;
 mod unpack;
 
 use std::io;
 use std::path::PathBuf;
 
-pub use pack::pack;
+pub use chunks::Chunks;
+pub use pack::{Packer, pack};
 pub use unpack::{Owner, unpack};
 
 /// What was packed or unpacked.

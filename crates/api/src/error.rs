@@ -228,6 +228,8 @@ pub mod reason {
     pub const USER_NAMESPACES_OFF: &str = "user_namespaces_off";
     /// The disk of the server, runner or sandbox is full.
     pub const DISK_FULL: &str = "disk_full";
+    /// What the sandbox is filled with cannot be read or does not fit.
+    pub const CONTENT: &str = "content";
     /// The agent in the sandbox does not answer.
     pub const AGENT_UNREACHABLE: &str = "agent_unreachable";
     /// The runner of the sandbox is offline.

@@ -14,6 +14,8 @@ pub mod id;
 pub mod limits;
 pub mod method;
 pub mod name;
+#[cfg(feature = "source")]
+pub mod source;
 #[cfg(feature = "grpc")]
 pub mod status;
 #[cfg(feature = "grpc")]

@@ -189,6 +189,22 @@ pub(crate) struct SpecArgs {
     /// Refuse where one of the limits cannot be enforced
     #[arg(long)]
     pub(crate) require_limits: bool,
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
+/// What is in its working directory at first.
+#[derive(Args, Clone)]
+pub(crate) struct SourceArgs {
+    /// Directory to start with: a git repository is cloned, of another what .gitignore names stays behind
+    #[arg(long, value_name = "DIR")]
+    pub(crate) source: Option<PathBuf>,
+    /// Branch of the clone; one that exists is taken as it is [default: the sandbox's name]
+    #[arg(long, requires = "source")]
+    pub(crate) branch: Option<String>,
+    /// Begin the branch anew where the repository is now
+    #[arg(long, requires = "branch")]
+    pub(crate) reset_branch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -225,7 +241,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_parser = units::duration, default_value = "60s")]
     pub(crate) timeout: Duration,
     /// Do not wait
-    #[arg(long)]
+    #[arg(long, conflicts_with = "source")]
     pub(crate) no_wait: bool,
     /// Taken for symmetry with `run`: a created sandbox is always kept
     #[arg(long, hide = true)]
@@ -370,11 +386,15 @@ pub(crate) struct JobsArgs {
     pub(crate) limit: u32,
 }
 
+/// What a runner has for its sandboxes.
 #[derive(Args)]
-pub(crate) struct TemplateArgs {
+pub(crate) struct OfferArgs {
     /// Template of a name, from a directory or a tar archive
     #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
     pub(crate) template: Vec<Pair>,
+    /// Directory of this machine whose subdirectories sandboxes may be filled from
+    #[arg(long = "source-root", value_name = "DIR")]
+    pub(crate) source_root: Vec<PathBuf>,
 }
 
 #[derive(Args)]
@@ -398,7 +418,7 @@ pub(crate) struct RunnerArgs {
     #[arg(long, value_name = "K=V", value_parser = units::label)]
     pub(crate) label: Vec<Pair>,
     #[command(flatten)]
-    pub(crate) templates: TemplateArgs,
+    pub(crate) offer: OfferArgs,
 }
 
 #[derive(Subcommand)]

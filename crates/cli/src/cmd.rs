@@ -15,6 +15,7 @@ mod run;
 mod runner;
 mod sandboxes;
 mod serve;
+mod source;
 
 use clap::CommandFactory;
 use dispense_client::Error;

@@ -44,6 +44,8 @@ pub(crate) struct LocalConfig {
     pub(crate) runner: bool,
     /// Templates of the runner, by name.
     pub(crate) templates: BTreeMap<String, PathBuf>,
+    /// Directories that sandboxes of the runner may be filled from.
+    pub(crate) source_roots: Vec<PathBuf>,
 }
 
 /// What a client needs to use it.
@@ -211,6 +213,7 @@ async fn start_runner(
         name: None,
         labels: BTreeMap::new(),
         capacity: None,
+        source_roots: config.source_roots.clone(),
         embedded: true,
     };
     let dialler = pin.map(|pin| tls::dialler(&Trust::Pin(pin))).transpose();

@@ -164,6 +164,7 @@ impl System {
                 disk_bytes: 1 << 40,
                 sandboxes: 1000,
             }),
+            source_roots: vec![],
             embedded: true,
         };
         let shutdown = CancellationToken::new();

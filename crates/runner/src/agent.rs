@@ -3,16 +3,17 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use dispense_api::agent::{ShutdownRequest, ShutdownResponse, WatchRequest, WatchResponse};
 use dispense_api::frame::{self, Decoder, Frame, FrameError};
 use dispense_api::id::SandboxId;
 use dispense_api::limits;
 use dispense_api::method::Method;
-use dispense_api::v1::ProcessLog;
+use dispense_api::v1::{ProcessLog, UploadArchive, UploadArchiveRequest, upload_archive_request};
 use dispense_backend::{Backend, BackendError, ByteStream};
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
 
 /// Largest message of an agent: the log of a process, or several.
 const MESSAGE_MAX_BYTES: usize = limits::RESPONSE_MESSAGE_MAX_BYTES;
@@ -96,6 +97,49 @@ pub(crate) async fn shut_down(
         if stream.read_buf(&mut buffer).await? == 0 {
             return Err(AgentError::Ended("it closed the stream".to_owned()));
         }
+    }
+}
+
+/// Unpacks a tar stream into a directory of the sandbox. Returns when the agent says that all of it is there.
+pub(crate) async fn upload(
+    backend: &dyn Backend,
+    sandbox: &SandboxId,
+    path: &str,
+    mut chunks: mpsc::Receiver<Bytes>,
+) -> Result<(), AgentError> {
+    let request = |kind| UploadArchiveRequest { sandbox: String::new(), kind: Some(kind) };
+    let open = UploadArchive { path: path.to_owned(), owner: String::new() };
+    let first = request(upload_archive_request::Kind::Open(open));
+    let (mut reader, mut writer) = tokio::io::split(call(backend, sandbox, Method::UploadArchive, &first).await?);
+    let send = async {
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = chunks.recv().await {
+            buffer.clear();
+            frame::encode(&request(upload_archive_request::Kind::Data(chunk)), &mut buffer);
+            writer.write_all(&buffer).await?;
+        }
+        writer.shutdown().await
+    };
+    let answer = async {
+        let decoder = Decoder::new(MESSAGE_MAX_BYTES);
+        let mut buffer = BytesMut::new();
+        loop {
+            match decoder.decode(&mut buffer)? {
+                Some(Frame::Status(status)) if status.code.is_empty() => return Ok(()),
+                Some(Frame::Status(status)) => return Err(AgentError::Ended(status.message)),
+                Some(Frame::Message(_)) => {}
+                None if reader.read_buf(&mut buffer).await? == 0 => {
+                    return Err(AgentError::Ended("it closed the stream".to_owned()));
+                }
+                None => {}
+            }
+        }
+    };
+    tokio::pin!(answer);
+    // An agent that refuses says so before the end of the stream, and then takes no more of it.
+    tokio::select! {
+        ended = &mut answer => ended,
+        _ = send => answer.await,
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod agent;
 pub mod backend;
+mod content;
 mod identity;
 mod link;
 mod logs;
@@ -35,6 +36,7 @@ pub use identity::IdentityError;
 pub use link::LinkError;
 pub use machine::Capacity;
 
+use content::Contents;
 use logs::Logs;
 use reports::Reports;
 use supervisor::Supervisor;
@@ -54,6 +56,8 @@ pub struct RunnerConfig {
     pub labels: BTreeMap<String, String>,
     /// What it offers; by default the whole machine.
     pub capacity: Option<Capacity>,
+    /// Directories that sandboxes may be filled from; absolute.
+    pub source_roots: Vec<PathBuf>,
     /// It runs in the server's own process.
     pub embedded: bool,
 }
@@ -64,6 +68,15 @@ pub enum RunnerError {
     /// The identity file cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The state directory cannot be used.
+    #[error("failed to use {}", path.display())]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The server refused it for good.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -91,7 +104,9 @@ pub async fn run_over(
     let identity = identity::Identity::open(&config.state_dir)?;
     let reports = Arc::new(Reports::default());
     let logs = Arc::new(Logs::default());
-    let supervisor = Supervisor::start(backend.clone(), reports.clone(), logs.clone()).await?;
+    let contents = Contents::open(&config.state_dir, config.source_roots.clone());
+    let contents = contents.map_err(|source| RunnerError::State { path: config.state_dir.clone(), source })?;
+    let supervisor = Supervisor::start(backend.clone(), reports.clone(), logs.clone(), Arc::new(contents)).await?;
     let link = link::Link {
         config,
         dialler,

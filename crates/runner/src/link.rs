@@ -288,6 +288,7 @@ impl Link {
             boxes: self.reports.all_boxes(),
             boot_id: machine::boot_id(),
             embedded: self.config.embedded,
+            source_roots: self.config.source_roots.iter().map(|root| root.to_string_lossy().into_owned()).collect(),
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::{self, AgentError, Watch};
+use crate::content::{Content, Contents};
 use crate::logs::Logs;
 use crate::plan::{self, Observed, Step, Wanted};
 use crate::reports::Reports;
@@ -45,6 +46,8 @@ pub(crate) struct Order {
     pub(crate) generation: Generation,
     /// With [`Wanted::Running`].
     pub(crate) spec: Option<BoxSpec>,
+    /// What the box is filled with, before it counts as running.
+    pub(crate) content: Option<Content>,
     /// Of each stream of a process that has ended, for the server; 0 for none.
     pub(crate) log_tail_bytes: u32,
 }
@@ -66,6 +69,7 @@ pub(crate) struct Owner {
     pub(crate) backend: Arc<dyn Backend>,
     pub(crate) reports: Arc<Reports>,
     pub(crate) logs: Arc<Logs>,
+    pub(crate) contents: Arc<Contents>,
     pub(crate) orders: watch::Receiver<Option<Order>>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) shutdown: CancellationToken,
@@ -144,7 +148,7 @@ impl Owner {
                 Some(spec) => self.create(spec).await,
                 None => Err(BackendError::failed("start a box without a spec", "the server sent none")),
             },
-            Step::Start => self.start(generation).await,
+            Step::Start => self.start(order).await,
             Step::Stop => self.stop(generation).await,
             Step::Destroy => self.destroy().await,
             Step::Nothing => Ok(()),
@@ -165,10 +169,23 @@ impl Owner {
         Ok(())
     }
 
-    async fn start(&mut self, generation: Generation) -> Result<(), BackendError> {
+    async fn start(&mut self, order: &Order) -> Result<(), BackendError> {
+        let generation = order.generation;
         self.report(BoxState::Starting, generation, None);
         within("start the box", self.backend.start(&self.sandbox)).await?;
         self.observed = Observed::Started(generation);
+        if let Some(content) = order.content.as_ref().filter(|_| !self.contents.is_filled(&self.sandbox)) {
+            let filled = tokio::select! {
+                filled = self.contents.fill(&*self.backend, &self.sandbox, content) => filled,
+                () = overtaken(self.orders.clone()) => {
+                    Err(BackendError::failed("fill the sandbox", "it is not wanted any more"))
+                }
+            };
+            if let Err(error) = filled {
+                within("stop a box that could not be filled", self.backend.stop(&self.sandbox)).await?;
+                return Err(error);
+            }
+        }
         self.phase.send_replace(Phase::Dialable(generation));
         Ok(())
     }
@@ -202,6 +219,7 @@ impl Owner {
             let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, self.shut_agent_down(generation, Duration::ZERO)).await;
         }
         within("remove the box", self.backend.destroy(&self.sandbox)).await?;
+        self.contents.forget(&self.sandbox);
         self.observed = Observed::Absent;
         Ok(())
     }
@@ -374,6 +392,14 @@ struct Failure {
     reason: &'static str,
     message: String,
     out_of_memory: bool,
+}
+
+/// Returns when something else than a running box is wanted.
+async fn overtaken(mut orders: watch::Receiver<Option<Order>>) {
+    let running = |order: &Option<Order>| order.as_ref().is_some_and(|order| order.wanted == Wanted::Running);
+    if orders.wait_for(|order| !running(order)).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 async fn within<T>(action: &str, step: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {

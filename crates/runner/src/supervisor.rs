@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::content::Contents;
 use crate::logs::Logs;
 use crate::owner::{Order, Owner, Phase};
 use crate::plan::{self, Observed, Wanted};
@@ -24,6 +25,7 @@ struct Inner {
     backend: Arc<dyn Backend>,
     reports: Arc<Reports>,
     logs: Arc<Logs>,
+    contents: Arc<Contents>,
     owners: Mutex<HashMap<SandboxId, Handle>>,
     tracker: TaskTracker,
     shutdown: CancellationToken,
@@ -39,12 +41,14 @@ impl Supervisor {
         backend: Arc<dyn Backend>,
         reports: Arc<Reports>,
         logs: Arc<Logs>,
+        contents: Arc<Contents>,
     ) -> Result<Self, BackendError> {
         let boxes = backend.list().await?;
         let inner = Inner {
             backend,
             reports,
             logs,
+            contents,
             owners: Mutex::default(),
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -64,8 +68,12 @@ impl Supervisor {
             ..BoxMessage::default()
         };
         let observed = match &found.state {
-            BoxState::Running => match self.0.backend.adopt(&found.sandbox).await {
-                Ok(()) => {
+            BoxState::Running => match self.adopt_running(&found.sandbox).await {
+                Ok(false) => {
+                    message.set_state(BoxStateMessage::Stopped);
+                    Observed::Stopped(found.generation)
+                }
+                Ok(true) => {
                     message.set_state(BoxStateMessage::Running);
                     Observed::Started(found.generation)
                 }
@@ -89,6 +97,17 @@ impl Supervisor {
         let damage = message.message.clone();
         self.0.reports.put_box(&found.sandbox, message);
         self.spawn(&found.sandbox, None, observed, found.unenforced_limits, damage);
+    }
+
+    /// Takes a running box over; `false` when the runner died while it filled it: then it is stopped, and its order
+    /// starts it and fills it again.
+    async fn adopt_running(&self, sandbox: &SandboxId) -> Result<bool, BackendError> {
+        self.0.backend.adopt(sandbox).await?;
+        if !self.0.contents.is_filling(sandbox) {
+            return Ok(true);
+        }
+        self.0.backend.stop(sandbox).await?;
+        Ok(false)
     }
 
     /// Takes an order. One of an older generation than the newest is ignored.
@@ -146,6 +165,7 @@ impl Supervisor {
             backend: self.0.backend.clone(),
             reports: self.0.reports.clone(),
             logs: self.0.logs.clone(),
+            contents: self.0.contents.clone(),
             orders: receiver,
             phase: phase.clone(),
             shutdown: self.0.shutdown.clone(),

@@ -8,6 +8,7 @@ use dispense_api::runner::{Desired, DesiredState};
 use dispense_api::v1;
 use dispense_backend::{BoxSpec, Limits, Network};
 
+use crate::content::Content;
 use crate::owner::Order;
 use crate::plan::Wanted;
 
@@ -21,17 +22,25 @@ pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
     let sandbox: SandboxId = desired.sandbox_id.parse().map_err(|_| Malformed("no sandbox id"))?;
     let generation = Generation(desired.generation);
     let log_tail_bytes = desired.log_tail_bytes;
-    let (wanted, spec) = match desired.state() {
-        DesiredState::Running => (Wanted::Running, Some(spec(&sandbox, generation, desired)?)),
-        DesiredState::Stopped => (Wanted::Stopped, None),
-        DesiredState::Absent => (Wanted::Absent, None),
+    let (wanted, spec, content) = match desired.state() {
+        DesiredState::Running => {
+            let (spec, content) = spec(&sandbox, generation, desired)?;
+            (Wanted::Running, Some(spec), content)
+        }
+        DesiredState::Stopped => (Wanted::Stopped, None, None),
+        DesiredState::Absent => (Wanted::Absent, None, None),
         DesiredState::Unspecified => return Err(Malformed("no state")),
     };
-    Ok((sandbox, Order { wanted, generation, spec, log_tail_bytes }))
+    Ok((sandbox, Order { wanted, generation, spec, content, log_tail_bytes }))
 }
 
-fn spec(sandbox: &SandboxId, generation: Generation, desired: Desired) -> Result<BoxSpec, Malformed> {
+fn spec(
+    sandbox: &SandboxId,
+    generation: Generation,
+    desired: Desired,
+) -> Result<(BoxSpec, Option<Content>), Malformed> {
     let spec = desired.spec.ok_or(Malformed("no spec"))?;
+    let content = spec.content.map(content).transpose()?;
     let resources = spec.resources.ok_or(Malformed("no resources"))?;
     let network = match v1::Network::try_from(spec.network) {
         Ok(v1::Network::None) => Network::None,
@@ -59,7 +68,7 @@ fn spec(sandbox: &SandboxId, generation: Generation, desired: Desired) -> Result
     set("AGENT_USER", spec.user);
     let hostname = if desired.name.is_empty() { sandbox.to_string() } else { desired.name };
     let require_limits = spec.require_limits;
-    Ok(BoxSpec {
+    let spec = BoxSpec {
         sandbox: sandbox.clone(),
         generation,
         template: spec.template,
@@ -68,7 +77,17 @@ fn spec(sandbox: &SandboxId, generation: Generation, desired: Desired) -> Result
         network,
         hostname,
         env,
-    })
+    };
+    Ok((spec, content))
+}
+
+fn content(content: v1::Content) -> Result<Content, Malformed> {
+    let v1::Content { directory, branch, reset_branch } = content;
+    // It goes to git as an argument.
+    if !directory.starts_with('/') || branch.is_empty() || branch.starts_with('-') {
+        return Err(Malformed("no content"));
+    }
+    Ok(Content { directory: directory.into(), branch, reset: reset_branch })
 }
 
 #[cfg(test)]
@@ -106,11 +125,15 @@ mod tests {
 
     #[test]
     fn what_no_honest_server_sends_is_refused() {
-        let broken: [fn(&mut Desired); 4] = [
+        let broken: [fn(&mut Desired); 5] = [
             |d| d.sandbox_id = "../x".into(),
             |d| d.state = 9,
             |d| d.spec = None,
             |d| d.spec.as_mut().expect("set").network = 7,
+            |d| {
+                let content = v1::Content { directory: "/srv".into(), branch: "-f".into(), reset_branch: false };
+                d.spec.as_mut().expect("set").content = Some(content);
+            },
         ];
         for damage in broken {
             let mut desired = desired();

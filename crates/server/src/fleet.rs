@@ -35,6 +35,8 @@ pub(crate) struct Facts {
     pub(crate) backends: Vec<String>,
     pub(crate) templates: Vec<String>,
     pub(crate) networks: Vec<Network>,
+    #[serde(default)]
+    pub(crate) source_roots: Vec<String>,
     pub(crate) unenforced: BTreeMap<String, String>,
     pub(crate) version: String,
     pub(crate) embedded: bool,
@@ -386,6 +388,7 @@ fn candidate(entry: &Entry) -> Candidate {
         labels: facts.labels.clone(),
         templates: facts.templates.clone(),
         networks: facts.networks.clone(),
+        source_roots: facts.source_roots.clone(),
         unenforced: facts.unenforced.clone(),
         capacity: facts.capacity,
         used: entry.used,

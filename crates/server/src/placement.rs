@@ -4,6 +4,7 @@
 //! id, so that the same problem has the same solution.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use dispense_api::id::RunnerId;
 
@@ -104,6 +105,8 @@ pub(crate) struct Candidate {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) templates: Vec<String>,
     pub(crate) networks: Vec<Network>,
+    /// Directories that sandboxes may be filled from.
+    pub(crate) source_roots: Vec<String>,
     pub(crate) unenforced: BTreeMap<String, String>,
     pub(crate) capacity: Room,
     pub(crate) used: Room,
@@ -121,6 +124,8 @@ pub(crate) enum Misfit {
     Closed,
     /// It does not have the template.
     Template,
+    /// It does not share the directory that the workspace is filled from; with those that it shares.
+    Content(Vec<String>),
     /// It cannot make that network.
     Network(&'static str),
     /// It cannot enforce limits that must be, each with the reason.
@@ -139,6 +144,7 @@ impl Misfit {
             Self::NotTarget
             | Self::Elsewhere(_)
             | Self::Template
+            | Self::Content(_)
             | Self::Network(_)
             | Self::Unenforced(..)
             | Self::TooLarge(..) => false,
@@ -155,6 +161,10 @@ impl std::fmt::Display for Misfit {
             Self::Offline => write!(f, "is offline"),
             Self::Closed => write!(f, "takes nothing new (cordoned or draining)"),
             Self::Template => write!(f, "does not have the template"),
+            Self::Content(roots) if roots.is_empty() => {
+                write!(f, "shares no directories: start it with `--source-root DIR`")
+            }
+            Self::Content(roots) => write!(f, "shares only {}", roots.join(", ")),
             Self::Network(network) => write!(f, "cannot make network `{network}`"),
             Self::Unenforced(limits) => {
                 let list: Vec<String> = limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
@@ -213,6 +223,10 @@ fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     }
     if !runner.templates.contains(&spec.template) {
         return Some(Misfit::Template);
+    }
+    let within = |directory: &str| runner.source_roots.iter().any(|root| Path::new(directory).starts_with(root));
+    if spec.content.as_ref().is_some_and(|content| !within(&content.directory)) {
+        return Some(Misfit::Content(runner.source_roots.clone()));
     }
     if !runner.networks.contains(&spec.network) {
         return Some(Misfit::Network(spec.network.as_str()));

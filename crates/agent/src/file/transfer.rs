@@ -1,11 +1,11 @@
 //! Trees as archives.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::{Buf, Bytes};
-use dispense_api::archive;
+use dispense_api::archive::{self, Chunks};
 use dispense_api::error::{Code, Error};
 use dispense_api::limits;
 use dispense_api::v1::{
@@ -90,7 +90,8 @@ pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let pack = blocking(move || {
-        let writer = ChunkWriter { sender, current: Vec::new() };
+        let give = |chunk| sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into());
+        let writer = Chunks::new(limits::DATA_CHUNK_BYTES, give);
         archive::pack(&path, &name, writer, |_| {}).map_err(|error| archive_refusal("pack", &path, &error))
     });
     let send = async {
@@ -120,29 +121,5 @@ impl Read for ChunkReader {
         let count = buffer.len().min(self.current.len());
         self.current.copy_to_slice(&mut buffer[..count]);
         Ok(count)
-    }
-}
-
-/// Writes into a channel, in chunks.
-struct ChunkWriter {
-    sender: mpsc::Sender<Bytes>,
-    current: Vec<u8>,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.current.len() + data.len() > limits::DATA_CHUNK_BYTES {
-            self.flush()?;
-        }
-        self.current.extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.current.is_empty() {
-            return Ok(());
-        }
-        let chunk = Bytes::from(std::mem::replace(&mut self.current, Vec::with_capacity(limits::DATA_CHUNK_BYTES)));
-        self.sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }

@@ -1,14 +1,26 @@
 //! Packing.
+//!
+//! INVARIANT: every entry is opened beneath the root's descriptor and no symbolic link is followed on the way, so
+//! nobody who changes the tree meanwhile can make the packer read what is outside of it.
 
 use std::collections::HashMap;
-use std::fs::{self, Metadata};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use tar::{Builder, EntryType, Header};
 
 use super::{ArchiveError, Summary};
+
+const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+/// A pipe that took a file's place must not hold the packer up.
+const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Packs `root`, a file or a directory, with entries named from `name` on. `progress` is told after each entry.
 pub fn pack(
@@ -17,76 +29,171 @@ pub fn pack(
     writer: impl Write,
     mut progress: impl FnMut(Summary),
 ) -> Result<Summary, ArchiveError> {
-    let mut builder = Builder::new(writer);
-    let mut links: HashMap<(u64, u64), PathBuf> = HashMap::new();
-    let mut summary = Summary::default();
-    let mut stack = vec![(root.to_owned(), name.to_owned())];
+    let failed = |source| ArchiveError::Path { action: "look at", path: root.to_owned(), source };
+    let is_directory = fs::symlink_metadata(root).map_err(failed)?.is_dir();
+    // A file is packed from its directory.
+    let (base, first) = match (is_directory, root.parent(), root.file_name()) {
+        (false, Some(parent), Some(file)) => (parent, Path::new(file)),
+        _ => (root, Path::new("")),
+    };
+    let mut packer = Packer::new(base, writer)?;
+    let mut stack = vec![(first.to_owned(), name.to_owned())];
     while let Some((path, name)) = stack.pop() {
-        let failed = |action: &'static str| {
-            let path = path.clone();
-            move |source| ArchiveError::Path { action, path, source }
-        };
-        let meta = match fs::symlink_metadata(&path) {
-            Ok(meta) => meta,
+        let Some(kind) = packer.add(&path, &name)? else {
             // A file of a live tree may go while it is packed; the root may not.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path != root => continue,
-            Err(error) => return Err(failed("look at")(error)),
-        };
-        let kind = meta.file_type();
-        if kind.is_socket() || kind.is_fifo() || kind.is_block_device() || kind.is_char_device() {
-            summary.skipped += 1;
+            if path == first {
+                return Err(failed(io::ErrorKind::NotFound.into()));
+            }
             continue;
-        }
-        if meta.is_file() && meta.nlink() > 1 {
-            if let Some(first) = links.get(&(meta.dev(), meta.ino())) {
-                let mut header = header(&meta, EntryType::Link, 0);
-                builder.append_link(&mut header, &name, first).map_err(|error| ArchiveError::Stream("write", error))?;
-                summary.entries += 1;
-                progress(summary);
-                continue;
-            }
-            links.insert((meta.dev(), meta.ino()), name.clone());
-        }
-        if meta.is_symlink() {
-            let target = fs::read_link(&path).map_err(failed("read the link"))?;
-            let mut header = header(&meta, EntryType::Symlink, 0);
-            builder.append_link(&mut header, &name, target).map_err(|error| ArchiveError::Stream("write", error))?;
-        } else if meta.is_dir() {
-            let mut header = header(&meta, EntryType::Directory, 0);
-            builder
-                .append_data(&mut header, &name, io::empty())
-                .map_err(|error| ArchiveError::Stream("write", error))?;
-            let mut children = Vec::new();
-            for entry in fs::read_dir(&path).map_err(failed("list"))? {
-                let entry = entry.map_err(failed("list"))?;
-                children.push((entry.path(), name.join(entry.file_name())));
-            }
+        };
+        if kind == FileType::Directory {
+            let mut children = packer.list(&path)?;
             // Taken from the end: in order of names, so that packing a tree twice gives the same stream.
-            children.sort_unstable_by(|a, b| b.1.cmp(&a.1));
-            stack.extend(children);
-        } else {
-            let file = fs::File::open(&path).map_err(failed("open"))?;
-            let mut header = header(&meta, EntryType::Regular, meta.len());
-            let content = Exactly { inner: file, left: meta.len() };
-            builder.append_data(&mut header, &name, content).map_err(failed("read"))?;
-            summary.bytes += meta.len();
+            children.sort_unstable_by(|a, b| b.cmp(a));
+            stack.extend(children.into_iter().map(|child| (path.join(&child), name.join(&child))));
         }
-        summary.entries += 1;
-        progress(summary);
+        progress(packer.summary);
     }
-    let mut writer = builder.into_inner().map_err(|error| ArchiveError::Stream("write", error))?;
-    writer.flush().map_err(|error| ArchiveError::Stream("write", error))?;
-    Ok(summary)
+    packer.finish()
 }
 
-fn header(meta: &Metadata, kind: EntryType, size: u64) -> Header {
+/// Packs entries one by one.
+pub struct Packer<W: Write> {
+    base: PathBuf,
+    root: OwnedFd,
+    builder: Builder<W>,
+    links: HashMap<(u64, u64), PathBuf>,
+    /// So far.
+    pub summary: Summary,
+}
+
+impl<W: Write> Packer<W> {
+    /// Of the directory `base`, or of the current one when that is empty.
+    pub fn new(base: &Path, writer: W) -> Result<Self, ArchiveError> {
+        let path = if base.as_os_str().is_empty() { Path::new(".") } else { base };
+        let failed = |error: rustix::io::Errno| ArchiveError::Path {
+            action: "open",
+            path: path.to_owned(),
+            source: error.into(),
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(failed)?;
+        Ok(Self {
+            base: base.to_owned(),
+            root,
+            builder: Builder::new(writer),
+            links: HashMap::new(),
+            summary: Summary::default(),
+        })
+    }
+
+    /// Packs one entry, not what is in it, under `name`; `None` when it is not there any more.
+    pub fn add(&mut self, path: &Path, name: &Path) -> Result<Option<FileType>, ArchiveError> {
+        let entry = match self.open(path, LOOK) {
+            Ok(entry) => entry,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("look at", path, error)),
+        };
+        let stat = rustix::fs::fstat(&entry).map_err(|error| self.failed("look at", path, error.into()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        match kind {
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(&entry, "", Vec::new())
+                    .map_err(|error| self.failed("read the link", path, error.into()))?;
+                let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
+                let mut header = header(&stat, EntryType::Symlink, 0);
+                self.builder.append_link(&mut header, name, target).map_err(write)?;
+            }
+            FileType::Directory => {
+                let mut header = header(&stat, EntryType::Directory, 0);
+                self.builder.append_data(&mut header, name, io::empty()).map_err(write)?;
+            }
+            FileType::RegularFile => self.add_file(path, name)?,
+            _ => {
+                self.summary.skipped += 1;
+                return Ok(Some(kind));
+            }
+        }
+        self.summary.entries += 1;
+        Ok(Some(kind))
+    }
+
+    fn add_file(&mut self, path: &Path, name: &Path) -> Result<(), ArchiveError> {
+        let file = File::from(self.open(path, READ).map_err(|error| self.failed("open", path, error))?);
+        // What was opened counts, not what was looked at before.
+        let meta = file.metadata().map_err(|error| self.failed("look at", path, error))?;
+        if !meta.is_file() {
+            return Err(self.failed("read", path, io::ErrorKind::InvalidInput.into()));
+        }
+        let stat = rustix::fs::fstat(&file).map_err(|error| self.failed("look at", path, error.into()))?;
+        if meta.nlink() > 1 {
+            if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
+                let mut header = header(&stat, EntryType::Link, 0);
+                return self.builder.append_link(&mut header, name, first).map_err(write);
+            }
+            self.links.insert((meta.dev(), meta.ino()), name.to_owned());
+        }
+        let mut header = header(&stat, EntryType::Regular, meta.len());
+        let content = Exactly { inner: file, left: meta.len() };
+        let appended = self.builder.append_data(&mut header, name, content);
+        appended.map_err(|error| self.failed("read", path, error))?;
+        self.summary.bytes += meta.len();
+        Ok(())
+    }
+
+    /// The names in a directory.
+    fn list(&self, path: &Path) -> Result<Vec<PathBuf>, ArchiveError> {
+        let list = || {
+            let directory = self.open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC)?;
+            let mut names = Vec::new();
+            for entry in Dir::read_from(&directory)? {
+                let entry = entry?;
+                let name = OsStr::from_bytes(entry.file_name().to_bytes());
+                if name != "." && name != ".." {
+                    names.push(PathBuf::from(name));
+                }
+            }
+            Ok::<_, io::Error>(names)
+        };
+        match list() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            listed => listed.map_err(|error| self.failed("list", path, error)),
+        }
+    }
+
+    /// Ends the archive.
+    pub fn finish(self) -> Result<Summary, ArchiveError> {
+        let mut writer = self.builder.into_inner().map_err(write)?;
+        writer.flush().map_err(write)?;
+        Ok(self.summary)
+    }
+
+    fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        Ok(rustix::fs::openat2(self.root.as_fd(), path, flags, Mode::empty(), BENEATH)?)
+    }
+
+    fn failed(&self, action: &'static str, path: &Path, source: io::Error) -> ArchiveError {
+        // The stream's own errors come through the same call as the file's.
+        match source.kind() {
+            io::ErrorKind::BrokenPipe => ArchiveError::Stream("write", source),
+            _ => ArchiveError::Path { action, path: self.base.join(path), source },
+        }
+    }
+}
+
+fn write(error: io::Error) -> ArchiveError {
+    ArchiveError::Stream("write", error)
+}
+
+fn header(stat: &Stat, kind: EntryType, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_size(size);
-    header.set_mode(meta.mode() & 0o7777);
-    header.set_mtime(u64::try_from(meta.mtime()).unwrap_or(0));
-    header.set_uid(meta.uid().into());
-    header.set_gid(meta.gid().into());
+    header.set_mode(stat.st_mode & 0o7777);
+    header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+    header.set_uid(stat.st_uid.into());
+    header.set_gid(stat.st_gid.into());
     header
 }
 

@@ -98,6 +98,9 @@ pub struct Hello {
     /// Runs in the server's own process or on its machine.
     #[prost(bool, tag = "13")]
     pub embedded: bool,
+    /// Directories that sandboxes may be filled from.
+    #[prost(string, repeated, tag = "14")]
+    pub source_roots: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {
@@ -175,7 +178,7 @@ pub struct Desired {
     pub generation: u64,
     #[prost(enumeration = "DesiredState", tag = "3")]
     pub state: i32,
-    /// With RUNNING only. All defaults are filled in.
+    /// With RUNNING only. All defaults are filled in. `content` is there until the box has run once.
     #[prost(message, optional, tag = "4")]
     pub spec: ::core::option::Option<super::super::v1::SandboxSpec>,
     #[prost(string, tag = "5")]

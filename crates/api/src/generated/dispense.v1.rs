@@ -13,6 +13,21 @@ pub struct Resources {
     #[prost(uint32, tag = "4")]
     pub pids: u32,
 }
+/// What is in `/workspace` before the sandbox counts as running.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Content {
+    /// A directory on the runner's machine, an absolute path within one that the runner shares (`--source-root`).
+    /// A git repository is cloned; of any other directory, what its `.gitignore` and `.dispenseignore` files name
+    /// stays behind.
+    #[prost(string, tag = "1")]
+    pub directory: ::prost::alloc::string::String,
+    /// In a git repository: the branch of the clone. Empty means the sandbox's name. One that exists is taken as it is.
+    #[prost(string, tag = "2")]
+    pub branch: ::prost::alloc::string::String,
+    /// Begin the branch anew where the repository's current one is.
+    #[prost(bool, tag = "3")]
+    pub reset_branch: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SandboxSpec {
     /// Empty means `host`.
@@ -53,6 +68,9 @@ pub struct SandboxSpec {
     /// Empty means anybody's machine.
     #[prost(enumeration = "Locality", tag = "12")]
     pub locality: i32,
+    /// Absent: it starts empty.
+    #[prost(message, optional, tag = "13")]
+    pub content: ::core::option::Option<Content>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sandbox {

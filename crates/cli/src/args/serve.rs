@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dispense_client::Error;
 
-use super::TemplateArgs;
+use super::OfferArgs;
 use crate::settings::{Kind, Settings};
 
 #[derive(Args)]
@@ -13,7 +13,7 @@ pub(crate) struct UpArgs {
     #[command(flatten)]
     pub(crate) listen: ListenArgs,
     #[command(flatten)]
-    pub(crate) templates: TemplateArgs,
+    pub(crate) offer: OfferArgs,
 }
 
 #[derive(Args)]

@@ -8,8 +8,9 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, Bytes};
-use dispense_api::archive::{self, ArchiveError, Summary};
-use dispense_client::{Client, Code, Error, Upload, v1};
+use dispense_api::archive::{self, Chunks, Summary};
+use dispense_api::source::SourceError;
+use dispense_client::{Client, Code, Error, v1};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
@@ -81,38 +82,43 @@ async fn upload(client: &Client, from: PathBuf, sandbox: &str, to: &str, progres
         let parent = path.parent().map(|parent| parent.to_string_lossy().into_owned()).unwrap_or_default();
         (if parent.is_empty() { ".".to_owned() } else { parent }, PathBuf::from(name))
     };
-    let stream = client.upload_archive(sandbox, v1::UploadArchive { path: into, owner: String::new() });
-    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let bar = progress.clone();
-    let pack = tokio::task::spawn_blocking(move || {
-        let mut writer = ChunkWriter { sender, current: Vec::with_capacity(CHUNK_BYTES) };
-        let summary = archive::pack(&from, &name, &mut writer, |summary| bar.tell(summary))?;
-        writer.flush().map_err(|error| ArchiveError::Stream("write", error))?;
-        Ok::<Summary, ArchiveError>(summary)
+    let packed = from.clone();
+    let summary = stream_up(client, sandbox, into, progress.clone(), move |writer, bar| {
+        Ok(archive::pack(&packed, &name, writer, |summary| bar.tell(summary))?)
     });
-    send(&stream, chunks).await;
-    let packed = pack.await.map_err(|error| local("pack", &error))?;
-    match packed {
+    progress.done(summary.await?);
+    Ok(())
+}
+
+/// Unpacks in a directory of a sandbox what `pack` writes on this machine.
+pub(super) async fn stream_up(
+    client: &Client,
+    sandbox: &str,
+    into: String,
+    progress: Progress,
+    pack: impl FnOnce(&mut dyn Write, &Progress) -> Result<Summary, SourceError> + Send + 'static,
+) -> Result<Summary, Error> {
+    let stream = client.upload_archive(sandbox, v1::UploadArchive { path: into, owner: String::new() });
+    let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+    let pack = tokio::task::spawn_blocking(move || {
+        let give = |chunk| sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into());
+        pack(&mut Chunks::new(CHUNK_BYTES, give), &progress)
+    });
+    while let Some(chunk) = chunks.recv().await {
+        if stream.write(chunk).await.is_err() {
+            break;
+        }
+    }
+    // Stops a packing whose stream ended.
+    drop(chunks);
+    match pack.await.map_err(|error| local("pack", &error))? {
         // The sandbox stopped taking it, and says why.
-        Err(ArchiveError::Stream(..)) => {
+        Err(error) if error.is_stream() => {
             stream.finish().await?;
             Err(Error::new(Code::Unavailable, "upload_ended", "the sandbox stopped taking the copy"))
         }
         Err(error) => Err(local("copy", &error)),
-        Ok(summary) => {
-            stream.finish().await?;
-            progress.done(summary);
-            Ok(())
-        }
-    }
-}
-
-async fn send(stream: &Upload<v1::ArchiveSummary>, mut chunks: mpsc::Receiver<Bytes>) {
-    while let Some(chunk) = chunks.recv().await {
-        if stream.write(chunk).await.is_err() {
-            // Dropping the receiver stops the packing.
-            return;
-        }
+        Ok(summary) => stream.finish().await.map(|_| summary),
     }
 }
 
@@ -172,31 +178,6 @@ fn means_contents(path: &str) -> bool {
     path == "." || path.ends_with("/.")
 }
 
-/// Writes into a channel, in chunks.
-struct ChunkWriter {
-    sender: mpsc::Sender<Bytes>,
-    current: Vec<u8>,
-}
-
-impl Write for ChunkWriter {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.current.len() + data.len() > CHUNK_BYTES {
-            self.flush()?;
-        }
-        let count = data.len().min(CHUNK_BYTES);
-        self.current.extend_from_slice(&data[..count]);
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.current.is_empty() {
-            return Ok(());
-        }
-        let chunk = Bytes::from(std::mem::replace(&mut self.current, Vec::with_capacity(CHUNK_BYTES)));
-        self.sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
 /// Reads what comes through a channel.
 struct ChunkReader {
     chunks: mpsc::Receiver<io::Result<Bytes>>,
@@ -219,10 +200,10 @@ impl Read for ChunkReader {
 
 /// How far it is; silent when stderr is no terminal.
 #[derive(Clone)]
-struct Progress(ProgressBar);
+pub(super) struct Progress(ProgressBar);
 
 impl Progress {
-    fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         if quiet {
             return Self(ProgressBar::hidden());
         }
@@ -234,12 +215,12 @@ impl Progress {
         Self(bar)
     }
 
-    fn tell(&self, summary: Summary) {
+    pub(super) fn tell(&self, summary: Summary) {
         self.0.set_position(summary.bytes);
         self.0.set_message(format!("{} files, {}", summary.entries, crate::units::show_bytes(summary.bytes)));
     }
 
-    fn done(&self, summary: Summary) {
+    pub(super) fn done(&self, summary: Summary) {
         self.0.finish_and_clear();
         if summary.skipped > 0 {
             eprintln!("dispense: {} devices, sockets or pipes were not copied", summary.skipped);

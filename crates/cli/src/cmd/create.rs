@@ -5,6 +5,7 @@ use std::fs;
 
 use dispense_client::{Client, Code, Error, v1};
 
+use super::source;
 use crate::args::{CreateArgs, Global, NetworkArg, Output, SpecArgs};
 use crate::endpoint::connect;
 use crate::failure::{local, usage};
@@ -13,7 +14,9 @@ use crate::units::env_file;
 
 /// Creates a sandbox and waits until it runs.
 pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Error> {
+    let source = args.spec.source.clone();
     let mut request = request(args.spec)?;
+    source.check()?;
     request.wait = !args.no_wait;
     request.timeout_secs = u32::try_from(args.timeout.as_secs().max(1)).unwrap_or(u32::MAX);
     let connected = connect(global).await?;
@@ -22,6 +25,15 @@ pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Erro
         return Err(failed(&connected.client, sandbox).await);
     }
     warn_unenforced(&sandbox);
+    if let Err(error) = source::fill(&connected.client, &sandbox, source).await {
+        // Nothing half made is left.
+        return Err(match connected.client.delete(&sandbox.id, false, true).await {
+            Ok(_) => error,
+            Err(second) => {
+                Error { message: format!("{}; nor could the sandbox be removed: {second}", error.message), ..error }
+            }
+        });
+    }
     match global.output {
         Output::Json => show::json(&show::SandboxJson::from(sandbox)),
         Output::Table => crate::show::say!("{}", sandbox.name),
@@ -76,6 +88,8 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
         lease_secs: 0,
         // A `--target` says more.
         locality: v1::Locality::Unspecified.into(),
+        // It is this machine's, and goes up when the sandbox runs.
+        content: None,
         require_limits: args.require_limits,
         target: args.target.unwrap_or_default(),
         auto_stop_mins: args.auto_stop.map_or(Ok(0), |time| {

@@ -8,6 +8,7 @@ use dispense_client::{Client, Error, v1};
 
 use super::create::{request, warn_unenforced};
 use super::exec::exit_code;
+use super::source;
 use crate::args::{Global, RunArgs};
 use crate::endpoint::connect;
 use crate::session::{self, Streams, is_terminal};
@@ -21,6 +22,8 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs a command in a new sandbox.
 pub(super) async fn run(global: &Global, args: RunArgs) -> Result<u8, Error> {
+    let source = args.spec.source.clone();
+    source.check()?;
     let mut request = request(args.spec)?;
     if !args.keep {
         request.spec.get_or_insert_default().lease_secs = LEASE_SECS;
@@ -37,8 +40,11 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<u8, Error> {
     let sandbox = client.create(request).await?;
     warn_unenforced(&sandbox);
     let renewal = (!args.keep).then(|| tokio::spawn(renew(client.clone(), sandbox.id.clone())));
-    // The command is asked for at once: the runner holds the call until the sandbox is up.
-    let ended = session::run(client, &sandbox.id, start, Streams { stdin: tty || !terminal, tty }).await;
+    // Both are asked for at once: the runner holds the calls until the sandbox is up.
+    let ended = match source::fill(client, &sandbox, source).await {
+        Ok(()) => session::run(client, &sandbox.id, start, Streams { stdin: tty || !terminal, tty }).await,
+        Err(error) => Err(error),
+    };
     if let Some(renewal) = renewal {
         renewal.abort();
     }

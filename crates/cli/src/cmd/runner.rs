@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{StopSignals, absolute};
+use super::serve::{StopSignals, absolute, roots};
 use crate::args::{Global, Output, RunnerArgs, RunnerCommand};
 use crate::endpoint::{connect, data_dir, trust};
 use crate::failure::{local, usage};
@@ -50,7 +50,7 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         None => data_dir(global)?.join("runner"),
     };
     let mut stop = StopSignals::listen()?;
-    let backend = open_backend(&state_dir, absolute(args.templates.template)?).await?;
+    let backend = open_backend(&state_dir, absolute(args.offer.template)?).await?;
     let config = RunnerConfig {
         server_url,
         join_token: args.token,
@@ -58,6 +58,7 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         name: args.name,
         labels: args.label.into_iter().collect(),
         capacity: None,
+        source_roots: roots(args.offer.source_root)?,
         embedded: false,
     };
     let shutdown = CancellationToken::new();

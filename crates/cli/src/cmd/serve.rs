@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use dispense_server::AccessConfig;
 
-use crate::args::Global;
 use crate::args::serve::{ListenArgs, ServerArgs, UpArgs};
+use crate::args::{Global, OfferArgs};
 use crate::endpoint::data_dir;
 use crate::failure::local;
 use crate::local::lease::Announcement;
@@ -20,15 +20,15 @@ use crate::units::Pair;
 
 /// Server and runner, until a signal.
 pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
-    serve(global, &args.listen, Kind::Up, args.templates.template).await
+    serve(global, &args.listen, Kind::Up, args.offer).await
 }
 
 /// The server alone, until a signal.
 pub(super) async fn server(global: &Global, args: ServerArgs) -> Result<u8, Error> {
-    serve(global, &args.listen, Kind::Server, vec![]).await
+    serve(global, &args.listen, Kind::Server, OfferArgs { template: vec![], source_root: vec![] }).await
 }
 
-async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, templates: Vec<Pair>) -> Result<u8, Error> {
+async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArgs) -> Result<u8, Error> {
     let settings = listen.settings(kind)?;
     let data_dir = data_dir(global)?;
     let mut stop = StopSignals::listen()?;
@@ -43,7 +43,8 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, templates: Vec<
         rotate_secrets: listen.rotate_secrets,
         embedded: false,
         runner: kind == Kind::Up,
-        templates: absolute(templates)?,
+        templates: absolute(offer.template)?,
+        source_roots: roots(offer.source_root)?,
     });
     let mut server = tokio::select! {
         started = started => started?,
@@ -102,6 +103,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),
+        source_roots: vec![],
     });
     let mut server = match started.await {
         Ok(server) => server,
@@ -122,7 +124,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
 }
 
 /// Paths of templates, which are read after the working directory may have changed.
-pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, std::path::PathBuf>, Error> {
+pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, PathBuf>, Error> {
     templates
         .into_iter()
         .map(|(name, path)| {
@@ -131,6 +133,18 @@ pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, std::pat
                 .map_err(|error| local(format_args!("resolve {path}"), &error))
         })
         .collect()
+}
+
+/// Directories that a runner shares, as they are without links.
+pub(super) fn roots(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
+    let real = |path: PathBuf| {
+        let real = std::fs::canonicalize(&path).and_then(|real| match real.is_dir() {
+            true => Ok(real),
+            false => Err(std::io::ErrorKind::NotADirectory.into()),
+        });
+        real.map_err(|error| local(format_args!("share --source-root {}", path.display()), &error))
+    };
+    paths.into_iter().map(real).collect()
 }
 
 /// SIGINT and SIGTERM.

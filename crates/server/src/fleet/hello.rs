@@ -49,6 +49,10 @@ pub(super) fn parse(hello: Hello) -> Result<Introduction, Error> {
     if hello.boxes.len() > BOXES_MAX || hello.templates.len() > NAMES_MAX || hello.backends.len() > NAMES_MAX {
         return Err(invalid("hello", "it lists more than a runner has"));
     }
+    let too_long = |root: &String| root.len() > limits::PATH_MAX_BYTES;
+    if hello.source_roots.len() > NAMES_MAX || hello.source_roots.iter().any(too_long) {
+        return Err(invalid("hello.source_roots", "too many, or too long"));
+    }
     if hello.labels.len() > limits::MAP_MAX_ENTRIES || hello.unenforced_limits.len() > limits::MAP_MAX_ENTRIES {
         return Err(invalid("hello.labels", "too many entries"));
     }
@@ -72,6 +76,7 @@ pub(super) fn parse(hello: Hello) -> Result<Introduction, Error> {
         backends: hello.backends,
         templates: hello.templates,
         networks: networks.collect(),
+        source_roots: hello.source_roots,
         unenforced: hello.unenforced_limits.into_iter().collect(),
         version: clip(&hello.version),
         embedded: hello.embedded,

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::sandbox::spec::Content;
 
 fn spec() -> impl Strategy<Value = Spec> {
     (1u32..5000, 1u64..1000, 0u64..1000, any::<bool>(), any::<bool>(), 0usize..4).prop_map(
@@ -19,9 +20,14 @@ fn spec() -> impl Strategy<Value = Spec> {
             require_limits,
             auto_stop_mins: 0,
             locality: Locality::Any,
+            content: [None, content("/srv/a/project"), content("/srv/ab")][cpu_millis as usize % 3].clone(),
             target: ["", "", "r1", "zone=a"][target].into(),
         },
     )
+}
+
+fn content(directory: &str) -> Option<Content> {
+    Some(Content { directory: directory.to_owned(), branch: String::new(), reset_branch: false })
 }
 
 fn candidate() -> impl Strategy<Value = Candidate> {
@@ -39,6 +45,7 @@ fn candidate() -> impl Strategy<Value = Candidate> {
             open,
             labels: if zone { [("zone".to_owned(), "a".to_owned())].into() } else { BTreeMap::new() },
             templates: if template { vec!["host".into()] } else { vec![] },
+            source_roots: if connected != zone { vec!["/srv/a".into()] } else { vec![] },
             networks: if nat { vec![Network::None, Network::Nat] } else { vec![Network::None] },
             unenforced: if limits { BTreeMap::new() } else { [("memory".to_owned(), "no rights".to_owned())].into() },
             capacity,
@@ -55,6 +62,8 @@ proptest! {
                 let runner = runners.iter().find(|runner| runner.id == id).expect("one of those given");
                 prop_assert_eq!(misfit(&spec, runner), None);
                 prop_assert!(runner.connected && runner.open);
+                let shared = |content: &Content| content.directory == "/srv/a/project" && !runner.source_roots.is_empty();
+                prop_assert!(spec.content.as_ref().is_none_or(shared));
                 let after = runner.used.plus(Room::of(&spec));
                 prop_assert!(after.over(&runner.capacity).is_none(), "{after:?} in {:?}", runner.capacity);
             }

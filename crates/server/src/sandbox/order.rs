@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use dispense_api::id::SandboxId;
 use dispense_api::runner::{Desired, DesiredState, ServerMessage, server_message};
+use dispense_api::v1;
 
 use super::Sandbox;
 use super::agents::REPORT_INTERVAL;
@@ -35,7 +36,7 @@ impl Orders {
                 sandbox_id: sandbox.id.to_string(),
                 generation: generation.0,
                 state: DesiredState::Running.into(),
-                spec: Some(sandbox.spec.wire()),
+                spec: Some(v1::SandboxSpec { content: content(sandbox), ..sandbox.spec.wire() }),
                 name: sandbox.name.clone(),
                 sandbox_token: self.secret.sandbox_token(&sandbox.id, generation),
                 report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
@@ -56,4 +57,10 @@ impl Orders {
         };
         ServerMessage { kind: Some(server_message::Kind::Desired(message)) }
     }
+}
+
+/// What its workspace is filled with; nothing once it has run, since then it is the user's.
+fn content(sandbox: &Sandbox) -> Option<v1::Content> {
+    let content = sandbox.spec.content.as_ref().filter(|_| !sandbox.life.started)?;
+    Some(content.wire(&sandbox.name))
 }

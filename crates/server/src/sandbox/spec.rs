@@ -1,6 +1,7 @@
 //! What a caller may ask for, parsed: behind this file every value is valid and every default filled in.
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path};
 
 use dispense_api::error::{Code, Error};
 use dispense_api::limits;
@@ -17,6 +18,8 @@ const USER_MAX_BYTES: usize = 64;
 /// Of one sandbox: what the kernel takes for all arguments and variables together.
 const ENV_MAX_BYTES: usize = 1 << 20;
 const GROUP_MAX_BYTES: usize = 128;
+/// A file's name holds no more, and git makes one of it.
+const BRANCH_MAX_BYTES: usize = 200;
 /// A lease shorter than a slow network's round trips would end sandboxes in use.
 const LEASE_MIN_SECS: u32 = 5;
 const LEASE_MAX_SECS: u32 = 86_400;
@@ -44,6 +47,57 @@ pub(crate) struct Spec {
     pub(crate) auto_stop_mins: u32,
     #[serde(default)]
     pub(crate) locality: Locality,
+    #[serde(default)]
+    pub(crate) content: Option<Content>,
+}
+
+/// What is in the workspace before anything runs: a directory of the runner's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    /// Absolute, with neither `.` nor `..` in it.
+    pub(crate) directory: String,
+    /// Of a git repository; empty: the sandbox's name.
+    pub(crate) branch: String,
+    pub(crate) reset_branch: bool,
+}
+
+impl Content {
+    fn parse(content: v1::Content) -> Result<Self, Error> {
+        let v1::Content { directory, branch, reset_branch } = content;
+        let path = Path::new(&directory);
+        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+        if !path.is_absolute() || !plain || directory.contains('\0') || directory.len() > limits::PATH_MAX_BYTES {
+            let why = format!("`{}` is not an absolute path without `..`", clip(&directory));
+            return Err(invalid("spec.content.directory", why));
+        }
+        if !branch.is_empty() {
+            check_branch(&branch).map_err(|why| {
+                invalid("spec.content.branch", format_args!("`{}` is no name of a branch: {why}", clip(&branch)))
+            })?;
+        }
+        Ok(Self { directory, branch, reset_branch })
+    }
+
+    /// As runners see it. `name` is the sandbox's.
+    pub(crate) fn wire(&self, name: &str) -> v1::Content {
+        let branch = if self.branch.is_empty() { name } else { &self.branch };
+        v1::Content { directory: self.directory.clone(), branch: branch.to_owned(), reset_branch: self.reset_branch }
+    }
+}
+
+/// The rules of `git check-ref-format --branch`.
+fn check_branch(name: &str) -> Result<(), &'static str> {
+    let forbidden = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[\\".contains(c);
+    let bad_part = |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with(".lock");
+    if name.len() > BRANCH_MAX_BYTES {
+        Err("it is too long")
+    } else if name.chars().any(forbidden) || name.contains("..") || name.contains("@{") {
+        Err("it has characters that git forbids")
+    } else if name.starts_with('-') || name == "@" || name.ends_with('.') || name.split('/').any(bad_part) {
+        Err("git forbids its form")
+    } else {
+        Ok(())
+    }
 }
 
 /// On whose machine.
@@ -141,6 +195,7 @@ impl Spec {
                 Ok(v1::Locality::Remote) => Locality::Remote,
                 Err(_) => return Err(invalid("spec.locality", "use `local` or `remote`")),
             },
+            content: spec.content.map(Content::parse).transpose()?,
         };
         parsed.in_range()?;
         Ok(parsed)
@@ -189,6 +244,7 @@ impl Spec {
             target: self.target.clone(),
             auto_stop_mins: self.auto_stop_mins,
             locality: self.locality.wire().into(),
+            content: self.content.as_ref().map(|content| content.wire("")),
         }
     }
 }
@@ -293,6 +349,11 @@ mod tests {
     #[test]
     fn a_refusal_names_the_field() {
         let resources = |resources| v1::SandboxSpec { resources: Some(resources), ..Default::default() };
+        let content = |directory: &str, branch: &str| v1::SandboxSpec {
+            content: Some(v1::Content { directory: directory.into(), branch: branch.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        Spec::parse(content("/srv/project", "feature/one")).expect("the allowed neighbour");
         let cases: Vec<(v1::SandboxSpec, &str)> = vec![
             (resources(v1::Resources { memory_bytes: 1024, ..Default::default() }), "spec.resources.memory_bytes"),
             (resources(v1::Resources { cpu_millis: 1, ..Default::default() }), "spec.resources.cpu_millis"),
@@ -305,6 +366,12 @@ mod tests {
             (v1::SandboxSpec { lease_secs: 1, ..Default::default() }, "spec.lease_secs"),
             (v1::SandboxSpec { ttl_secs: u32::MAX, ..Default::default() }, "spec.ttl_secs"),
             (v1::SandboxSpec { env: [("A=B".into(), "".into())].into(), ..Default::default() }, "spec.env"),
+            (content("relative", ""), "spec.content.directory"),
+            (content("/srv/../etc", ""), "spec.content.directory"),
+            (content("/srv", "-f"), "spec.content.branch"),
+            (content("/srv", "a..b"), "spec.content.branch"),
+            (content("/srv", "a/.b"), "spec.content.branch"),
+            (content("/srv", "a b"), "spec.content.branch"),
             (v1::SandboxSpec { env: [("A".into(), "x".repeat(1 << 20))].into(), ..Default::default() }, "spec.env"),
         ];
         for (spec, field) in cases {

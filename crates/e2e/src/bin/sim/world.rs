@@ -140,6 +140,7 @@ async fn run(
         name: Some(name),
         labels: BTreeMap::new(),
         capacity: Some(Capacity { cpu_millis: 64_000, memory_bytes: 256 << 30, disk_bytes: 1 << 40, sandboxes: 12 }),
+        source_roots: vec![],
         embedded: false,
     };
     let backend = Arc::new(Fake::on(machine));

@@ -78,6 +78,17 @@ pub(super) struct SpecJson {
     auto_stop_mins: u32,
     #[serde(default)]
     locality: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<ContentJson>,
+}
+
+/// What is in the workspace at first: a directory of the runner's machine.
+#[derive(Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+struct ContentJson {
+    directory: String,
+    branch: String,
+    reset_branch: bool,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -152,6 +163,11 @@ impl TryFrom<SpecJson> for v1::SandboxSpec {
                 _ => return Err(invalid("spec.locality", "use `local` or `remote`")),
             }
             .into(),
+            content: json.content.map(|ContentJson { directory, branch, reset_branch }| v1::Content {
+                directory,
+                branch,
+                reset_branch,
+            }),
         })
     }
 }
@@ -192,6 +208,11 @@ impl SandboxJson {
                 target: spec.target.clone(),
                 auto_stop_mins: spec.auto_stop_mins,
                 locality: spec.locality.as_str().to_owned(),
+                content: spec.content.as_ref().map(|content| ContentJson {
+                    directory: content.directory.clone(),
+                    branch: content.branch.clone(),
+                    reset_branch: content.reset_branch,
+                }),
             },
             runner_id: sandbox.runner.as_ref().map(ToString::to_string).unwrap_or_default(),
             generation: sandbox.life.generation.0,

@@ -40,11 +40,6 @@ impl Calls {
         if !request.task.is_empty() || request.task_data.is_some() {
             return Err(no_tasks());
         }
-        if !request.source_directory.is_empty() || !request.branch_name.is_empty() {
-            let message = "this server does not read directories of its own machine yet: create the sandbox without \
-                           `source_directory` and `branch_name`, then copy the files with `dispense cp`";
-            return Err(Error::new(Code::FailedPrecondition, "source_directory", message));
-        }
         let (force, name) = (request.force, request.name.clone());
         let new = parse_create(request)?;
         let visible = self.parts.sandboxes.seen_by(caller);
@@ -259,10 +254,12 @@ impl Calls {
 }
 
 fn parse_create(request: CreateSandboxRequest) -> Result<NewSandbox, Error> {
+    let content = content(&request)?;
     let resources = request.resources.unwrap_or_default();
     let cores = unsigned("resources.cpu", resources.cpu)?;
     let gib = |field, value| Ok::<_, Error>(u64::from(unsigned(field, value)?) * GIB);
     let spec = v1::SandboxSpec {
+        content,
         template: resources.snapshot,
         target: resources.target,
         resources: Some(v1::Resources {
@@ -278,6 +275,24 @@ fn parse_create(request: CreateSandboxRequest) -> Result<NewSandbox, Error> {
         ..Default::default()
     };
     NewSandbox::parse(request.name, spec, Default::default(), request.group)
+}
+
+/// What the workspace is filled with: a directory of this machine, which its own runner reads.
+fn content(request: &CreateSandboxRequest) -> Result<Option<v1::Content>, Error> {
+    if request.source_directory.is_empty() {
+        let lonely = !request.branch_name.is_empty() && !request.skip_copy;
+        return if lonely { Err(invalid("branch_name", "it needs a `source_directory`")) } else { Ok(None) };
+    }
+    if request.is_remote {
+        let message = "a remote sandbox is not filled from a directory of the server's machine: leave `source_directory` \
+                       out and upload the files, as `dispense create --source DIR` does";
+        return Err(Error::new(Code::FailedPrecondition, "source_directory", message));
+    }
+    Ok((!request.skip_copy).then(|| v1::Content {
+        directory: request.source_directory.clone(),
+        branch: request.branch_name.clone(),
+        reset_branch: request.force,
+    }))
 }
 
 fn unsigned(field: &str, value: i32) -> Result<u32, Error> {

@@ -1,0 +1,258 @@
+//! What a sandbox's workspace is filled with before it counts as running: a directory of this machine, within one
+//! that its operator shares. Packed here, unpacked by the agent, once in the life of a box.
+//!
+//! A mark in the state directory tells how far it is:
+//!
+//! ```text
+//! (none) ──► filling ──► filled
+//! ```
+//!
+//! A crash while it is filling leaves a box that runs with half of its files. The next start of the runner sees the
+//! mark and stops the box; its order then starts it and fills it again. After `filled` nothing is filled a second
+//! time, whatever the order says: the files are the user's.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dispense_api::archive::Chunks;
+use dispense_api::error::reason;
+use dispense_api::id::SandboxId;
+use dispense_api::limits;
+use dispense_api::source::{self, Source, SourceError};
+use dispense_backend::{Backend, BackendError};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use tokio::sync::mpsc;
+
+use crate::agent::{self, AgentError};
+
+/// Below the state directory.
+const FOLDER: &str = "content";
+const SCRATCH: &str = "scratch";
+const OWN_DESCRIPTORS: &str = "/proc/self/fd/";
+/// Between the packing thread and the agent.
+const CHUNKS_IN_FLIGHT: usize = 8;
+/// A create may take an hour in all.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+/// The sandbox's working directory.
+const DESTINATION: &str = ".";
+
+/// What a workspace is filled with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) directory: PathBuf,
+    pub(crate) branch: String,
+    pub(crate) reset: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Filling,
+    Filled,
+}
+
+impl Mark {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Filling => "filling",
+            Self::Filled => "filled",
+        }
+    }
+}
+
+/// The shared directories, and the marks.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    folder: PathBuf,
+    roots: Vec<PathBuf>,
+}
+
+impl Contents {
+    /// Of a state directory. What a killed runner left half cloned is removed.
+    pub(crate) fn open(state_dir: &Path, roots: Vec<PathBuf>) -> io::Result<Self> {
+        let folder = state_dir.join(FOLDER);
+        let scratch = folder.join(SCRATCH);
+        match fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => fs::create_dir_all(&scratch)?,
+        }
+        Ok(Self { folder, roots })
+    }
+
+    /// Whether the runner died while it filled this box.
+    pub(crate) fn is_filling(&self, sandbox: &SandboxId) -> bool {
+        self.mark(sandbox) == Some(Mark::Filling)
+    }
+
+    /// Whether the box has its content.
+    pub(crate) fn is_filled(&self, sandbox: &SandboxId) -> bool {
+        self.mark(sandbox) == Some(Mark::Filled)
+    }
+
+    fn mark(&self, sandbox: &SandboxId) -> Option<Mark> {
+        let text = fs::read_to_string(self.folder.join(sandbox.as_str())).ok()?;
+        // Anything else was cut while it was written, which only `filling` can be.
+        Some(if text == Mark::Filled.as_str() { Mark::Filled } else { Mark::Filling })
+    }
+
+    fn put(&self, sandbox: &SandboxId, mark: Mark) -> Result<(), BackendError> {
+        let path = self.folder.join(sandbox.as_str());
+        let written = || {
+            let fresh = self.folder.join(format!("{sandbox}.new"));
+            fs::write(&fresh, mark.as_str())?;
+            fs::rename(&fresh, &path)
+        };
+        written().map_err(|error| BackendError::failed("note how far the content is", error))
+    }
+
+    /// Of a box that is gone.
+    pub(crate) fn forget(&self, sandbox: &SandboxId) {
+        match fs::remove_file(self.folder.join(sandbox.as_str())) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%sandbox, %error, "the mark of a removed box's content stays");
+            }
+            _ => {}
+        }
+    }
+
+    /// Fills the workspace of a started box.
+    ///
+    /// CANCEL SAFETY: dropped half-way, the mark says so.
+    pub(crate) async fn fill(
+        &self,
+        backend: &dyn Backend,
+        sandbox: &SandboxId,
+        content: &Content,
+    ) -> Result<(), BackendError> {
+        self.put(sandbox, Mark::Filling)?;
+        match tokio::time::timeout(TIMEOUT, self.send(backend, sandbox, content)).await {
+            Ok(filled) => filled?,
+            Err(_) => return Err(refused(format!("it took longer than {} s", TIMEOUT.as_secs()))),
+        }
+        self.put(sandbox, Mark::Filled)
+    }
+
+    async fn send(&self, backend: &dyn Backend, sandbox: &SandboxId, content: &Content) -> Result<(), BackendError> {
+        let directory = self.open_shared(&content.directory)?;
+        let scratch = self.folder.join(SCRATCH);
+        let (branch, reset) = (content.branch.clone(), content.reset);
+        let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let pack = tokio::task::spawn_blocking(move || {
+            // By the descriptor: what the path leads to may change meanwhile.
+            let path = format!("{OWN_DESCRIPTORS}{}", directory.as_raw_fd());
+            let source = Source { directory: path.into(), branch, reset };
+            let give = |chunk| sender.blocking_send(chunk).map_err(|_| io::ErrorKind::BrokenPipe.into());
+            source::pack(&source, &scratch, Chunks::new(limits::DATA_CHUNK_BYTES, give), |_| {})
+        });
+        let uploaded = agent::upload(backend, sandbox, DESTINATION, chunks).await;
+        let packed = pack.await.map_err(|error| BackendError::failed("pack the content", error))?;
+        match (packed, uploaded) {
+            // The agent stopped taking it, and says why.
+            (Err(error), Err(why)) if error.is_stream() => Err(refused(sentence(&why))),
+            (Err(error), _) => Err(refused(told(&error, &content.directory))),
+            (Ok(_), Err(why)) => Err(refused(sentence(&why))),
+            (Ok(summary), Ok(())) => {
+                tracing::info!(%sandbox, files = summary.entries, bytes = summary.bytes, "filled");
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens a directory, which must be within one of the roots, whatever links lead to.
+    fn open_shared(&self, directory: &Path) -> Result<OwnedFd, BackendError> {
+        let outside = || {
+            let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
+            refused(format!(
+                "{} is not within a directory that this runner shares ({})",
+                directory.display(),
+                roots.join(", ")
+            ))
+        };
+        let root = self.roots.iter().find(|root| directory.starts_with(root)).ok_or_else(outside)?;
+        let failed = |error: rustix::io::Errno| match error {
+            // A link that leads out of the root.
+            rustix::io::Errno::XDEV => outside(),
+            error => refused(format!("failed to open {}: {}", directory.display(), io::Error::from(error))),
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
+        let within = directory.strip_prefix(root).unwrap_or(directory);
+        let within = if within.as_os_str().is_empty() { Path::new(".") } else { within };
+        rustix::fs::openat2(root_fd, within, flags, Mode::empty(), ResolveFlags::BENEATH).map_err(failed)
+    }
+}
+
+/// A sentence without the paths of this process, which say nothing to a user.
+fn told(error: &SourceError, directory: &Path) -> String {
+    let mut text = error.to_string();
+    if let Some(source) = std::error::Error::source(error) {
+        text = format!("{text}: {source}");
+    }
+    let mut words: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match word.find(OWN_DESCRIPTORS) {
+            Some(at) => {
+                let rest = word[at + OWN_DESCRIPTORS.len()..].trim_start_matches(|c: char| c.is_ascii_digit());
+                words.push(format!("{}{}{rest}", &word[..at], directory.display()));
+            }
+            None => words.push(word.to_owned()),
+        }
+    }
+    words.join(" ")
+}
+
+fn sentence(why: &AgentError) -> String {
+    match std::error::Error::source(why) {
+        Some(source) => format!("{why}: {source}"),
+        None => why.to_string(),
+    }
+}
+
+fn refused(why: String) -> BackendError {
+    BackendError::Refused { reason: reason::CONTENT, message: format!("the sandbox could not be filled: {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_outside_of_the_shared_directories_is_opened() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let (root, outside) = (folder.path().join("root"), folder.path().join("outside"));
+        fs::create_dir_all(root.join("project")).expect("fresh");
+        fs::create_dir(&outside).expect("fresh");
+        std::os::unix::fs::symlink(&outside, root.join("absolute")).expect("fresh");
+        std::os::unix::fs::symlink("../outside", root.join("relative")).expect("fresh");
+        std::os::unix::fs::symlink("project", root.join("inside")).expect("fresh");
+        let contents = Contents::open(&folder.path().join("state"), vec![root.clone()]).expect("writable");
+        for directory in [outside.clone(), root.join("absolute"), root.join("relative"), root.join("../outside")] {
+            let error = contents.open_shared(&directory).expect_err("it is outside");
+            assert!(error.to_string().contains("is not within"), "{}: {error}", directory.display());
+        }
+        for directory in [root.clone(), root.join("project"), root.join("inside")] {
+            contents.open_shared(&directory).expect("it is within");
+        }
+        let error = contents.open_shared(&root.join("missing")).expect_err("it is not there");
+        assert!(error.to_string().contains("missing"), "{error}");
+    }
+
+    #[test]
+    fn a_mark_survives_and_is_forgotten() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let sandbox = SandboxId::random();
+        let contents = Contents::open(folder.path(), vec![]).expect("writable");
+        assert!(!contents.is_filling(&sandbox) && !contents.is_filled(&sandbox));
+        contents.put(&sandbox, Mark::Filling).expect("writable");
+        let contents = Contents::open(folder.path(), vec![]).expect("writable");
+        assert!(contents.is_filling(&sandbox) && !contents.is_filled(&sandbox));
+        contents.put(&sandbox, Mark::Filled).expect("writable");
+        assert!(!contents.is_filling(&sandbox) && contents.is_filled(&sandbox));
+        contents.forget(&sandbox);
+        contents.forget(&sandbox);
+        assert!(!contents.is_filled(&sandbox));
+    }
+}
