@@ -358,3 +358,30 @@ async fn a_batch_tries_each_item_and_tells_each_result_in_its_place() {
     assert_eq!(system.client.batch_exec(many).await.expect_err("too many").code, Code::InvalidArgument);
     system.stop().await;
 }
+
+/// A balancer stops sending to a server that is about to end.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_watch_its_health_see_the_server_drain() {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let system = System::start().await;
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", system.address())).expect("an address");
+    let mut client = HealthClient::new(endpoint.connect().await.expect("it accepts"));
+    let mut watches = Vec::new();
+    for service in ["", "dispense.DispenseService"] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let mut watch = client.watch(request).await.expect("health is open").into_inner();
+        let first = watch.message().await.expect("a stream").expect("a status");
+        assert_eq!(first.status(), ServingStatus::Serving, "`{service}`");
+        watches.push(watch);
+    }
+    let seen = async {
+        for watch in &mut watches {
+            let next = watch.message().await.expect("a stream").expect("a status");
+            assert_eq!(next.status(), ServingStatus::NotServing);
+        }
+        // The drain waits for their end.
+        drop(watches);
+    };
+    tokio::join!(system.stop(), seen);
+}

@@ -4,7 +4,8 @@
 //! One port serves them all; this module picks the door by content type and path.
 
 mod data;
-mod grpc;
+pub(crate) mod grpc;
+pub(crate) mod health;
 pub(crate) mod listener;
 mod observe;
 pub(crate) mod openapi;
@@ -41,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
 use crate::vault::Vault;
+use health::Health;
 use observe::{Matched, Observation, REQUEST_ID};
 
 /// Of the body of a refused request this much is read before the answer.
@@ -58,6 +60,7 @@ pub(crate) struct Parts {
     pub(crate) gate: Arc<Gate>,
     pub(crate) vault: Arc<Vault>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Arc<Health>,
 }
 
 /// The public port.
@@ -71,9 +74,9 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// Pages of these origins may call.
-    pub(crate) async fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
+    pub(crate) fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
         let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
-        let grpc = grpc::routes(&parts).await.add_service(service::server(&parts)).prepare();
+        let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
         Self { grpc, rest, cors, parts }
     }

@@ -46,6 +46,7 @@ use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
 use auth::{ApiKey, Keys, Role};
 use clock::Clock;
+use door::health::Health;
 use door::listener::Port;
 use door::tls::Tls;
 use door::{Doors, Parts, listener};
@@ -246,13 +247,14 @@ impl Server {
         let relay = Arc::new(Relay::new(fleet));
         let keys = Arc::new(keys);
         let access = &config.access;
+        let health = Arc::new(Health::serving(door::grpc::services()).await);
         let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
             address: public.local_addr().unwrap_or(config.address),
             runner_address: runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
             join_token: secret.join_token(),
-            parts: Parts { sandboxes, relay, keys, gate: Arc::new(gate), vault: Arc::new(vault), metrics },
+            parts: Parts { sandboxes, relay, keys, gate: Arc::new(gate), vault: Arc::new(vault), metrics, health },
             tls,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -261,12 +263,12 @@ impl Server {
         if config.embedded {
             server.delete_leased().await;
         }
-        server.serve(public, runners, &config.access.allowed_origins).await;
+        server.serve(public, runners, &config.access.allowed_origins);
         Ok(server)
     }
 
-    async fn serve<L: Listener>(&self, public: L, runners: L, origins: &[HeaderValue]) {
-        let doors = Doors::new(self.parts.clone(), origins).await;
+    fn serve<L: Listener>(&self, public: L, runners: L, origins: &[HeaderValue]) {
+        let doors = Doors::new(self.parts.clone(), origins);
         let service = move |request| doors.clone().serve(request);
         let acceptor = || self.tls.as_ref().map(|tls| tls.acceptor());
         self.tasks.spawn(listener::serve(
@@ -374,6 +376,7 @@ impl Server {
 
     /// Stops accepting, lets calls finish for a while, then closes the database.
     pub async fn stop(self) {
+        self.parts.health.drain().await;
         self.shutdown.cancel();
         self.tasks.close();
         self.parts.sandboxes.ticker.close();

@@ -20,14 +20,11 @@ use dispense_api::v1::sandbox_service_server::SandboxServiceServer;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_health::server::{HealthReporter, HealthService};
 
 use super::Parts;
 
 /// The services, beside what every gRPC server has: health, for those who watch it, and reflection.
-pub(super) async fn routes(parts: &Parts) -> Routes {
+pub(super) fn routes(parts: &Parts) -> Routes {
     Routes::new(SandboxServiceServer::new(sandboxes::SandboxDoor(parts.sandboxes.clone())))
         .add_service(RunnerServiceServer::new(runners::RunnerDoor(parts.sandboxes.clone())))
         .add_service(LogServiceServer::new(logs::LogDoor(parts.sandboxes.clone())))
@@ -36,20 +33,18 @@ pub(super) async fn routes(parts: &Parts) -> Routes {
         .add_service(BatchServiceServer::new(batch::BatchDoor(parts.clone())))
         .add_service(AuditServiceServer::new(audit::AuditDoor(parts.clone())))
         .add_service(EventServiceServer::new(events::EventDoor(parts.clone())))
-        .add_service(health().await)
+        .add_service(parts.health.server())
         .add_service(reflection().build_v1().expect("the build generated the descriptors"))
         .add_service(reflection().build_v1alpha().expect("the build generated the descriptors"))
 }
 
-/// A server that answers serves: as a whole, and each of its services.
-async fn health() -> HealthServer<impl Health> {
-    let reporter = HealthReporter::new();
-    for service in published().file.iter().flat_map(|file| {
-        file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())).collect::<Vec<_>>()
-    }) {
-        reporter.set_service_status(service, ServingStatus::Serving).await;
-    }
-    HealthServer::new(HealthService::from_health_reporter(reporter))
+/// The names of all services that clients may call.
+pub(crate) fn services() -> Vec<String> {
+    let names = published().file.into_iter().flat_map(|file| {
+        let package = file.package().to_owned();
+        file.service.into_iter().map(move |service| format!("{package}.{}", service.name()))
+    });
+    names.collect()
 }
 
 fn reflection() -> tonic_reflection::server::Builder<'static> {

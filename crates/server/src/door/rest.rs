@@ -108,8 +108,11 @@ async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Reque
     response
 }
 
-/// Ready: the database answers.
+/// Ready: the database answers, and the server is not about to end.
 async fn ready(State(parts): State<Parts>) -> Answer<&'static str> {
+    if parts.health.is_draining() {
+        return Err(Error::new(Code::Unavailable, "draining", "this server is about to end: use another").into());
+    }
     let probe = parts.sandboxes.store.write(|tx| Box::pin(meta::get_or_insert(tx, "ready", "1")));
     probe.await?;
     Ok("ready\n")
