@@ -22,6 +22,7 @@ const FILES: &[&str] = &[
     "dispense/v1/audit.proto",
     "dispense/v1/event.proto",
     "dispense/v1/batch.proto",
+    "dispense/v1/preview.proto",
     "dispense/runner/v1/runner.proto",
     "dispense/agent/v1/agent.proto",
 ];

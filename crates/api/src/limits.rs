@@ -46,6 +46,12 @@ pub const WAIT_DEFAULT_SECS: u32 = 60;
 /// Longest TTL: ten years.
 pub const TTL_MAX_SECS: u32 = 315_360_000;
 
+/// Ports inside a sandbox that mean something.
+pub mod ports {
+    /// The agent's own: the workspace runtime.
+    pub const AGENT: [u16; 1] = [3001];
+}
+
 /// Default of each limit of a sandbox whose caller does not say: what a small build needs.
 pub mod default {
     /// Cores in thousandths.

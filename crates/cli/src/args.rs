@@ -2,6 +2,7 @@
 
 pub(crate) mod keys;
 pub(crate) mod operations;
+pub(crate) mod ports;
 pub(crate) mod serve;
 
 use std::path::PathBuf;
@@ -83,6 +84,10 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Copy files or directories: PATH SANDBOX:PATH, or SANDBOX:PATH PATH
     Cp(CpArgs),
+    /// Print a link to what listens on a port of a sandbox
+    Preview(ports::PreviewArgs),
+    /// List ports of a sandbox that listen, or forward one to this machine
+    Port(ports::PortArgs),
     /// List jobs: the record of each wanted change
     Jobs(JobsArgs),
     /// Keep a server and a runner running on this machine

@@ -10,6 +10,7 @@ mod jobs;
 mod keys;
 mod logs;
 mod operations;
+mod ports;
 mod processes;
 mod run;
 mod runner;
@@ -39,6 +40,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Ps(args) => processes::list(global, args).await,
         Command::Shell(args) => exec::shell(global, args).await,
         Command::Cp(args) => copy::copy(global, args).await,
+        Command::Preview(args) => ports::preview(global, args).await,
+        Command::Port(args) => ports::port(global, args).await,
         Command::Jobs(args) => jobs::jobs(global, args).await,
         Command::Up(args) => serve::up(global, args).await,
         Command::Server(args) => serve::server(global, args).await,

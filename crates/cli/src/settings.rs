@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
-use dispense_server::{AccessConfig, Database, TlsConfig};
+use dispense_server::{AccessConfig, Database, PreviewConfig, TlsConfig};
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -69,6 +69,10 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
     same("server.rate_limiting.requests_per_minute", "DISPENSE_REQUESTS_PER_MINUTE", "100"),
     same("server.cors.allowed_origins", "DISPENSE_ALLOWED_ORIGINS", ""),
+    same("server.previews.domain", "DISPENSE_PREVIEW_DOMAIN", "localhost"),
+    same("server.previews.app_domain", "DISPENSE_APP_DOMAIN", ""),
+    same("server.previews.port", "DISPENSE_PREVIEW_PORT", ""),
+    same("server.previews.https", "DISPENSE_PREVIEW_HTTPS", ""),
 ];
 
 /// Where a value came from.
@@ -239,6 +243,22 @@ impl Settings {
         }
     }
 
+    /// Where previews are. By default links have the server's own port, and `https` where it has TLS.
+    pub(crate) fn previews(&self) -> Result<PreviewConfig, Error> {
+        let domain = self.parse("server.previews.domain", domain)?;
+        let app_domain = self.parse("server.previews.app_domain", |text| match text {
+            "" => Ok(format!("preview.{domain}")),
+            text => self::domain(text),
+        })?;
+        let port = self.parse("server.previews.port", |text| match text {
+            "" => Ok(None),
+            text => text.parse().map(Some).map_err(|_| "use a number from 0 to 65535".to_owned()),
+        })?;
+        let tls = self.tls()?.is_some();
+        let https = self.parse("server.previews.https", |text| if text.is_empty() { Ok(tls) } else { switch(text) })?;
+        Ok(PreviewConfig { domain, app_domain, port, https })
+    }
+
     /// What is asked of callers.
     pub(crate) fn access(&self) -> Result<AccessConfig, Error> {
         let auth = self.parse("server.auth.enabled", switch)?;
@@ -264,6 +284,18 @@ impl Settings {
 fn address(text: &str) -> Result<SocketAddr, String> {
     let whole = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
     whole.parse().map_err(|_| format!("use ADDRESS:PORT, e.g. 127.0.0.1:{RUNNER_PORT}, or :PORT for all addresses"))
+}
+
+fn domain(text: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(plain)
+    };
+    if text.split('.').all(label) && text.len() <= 200 {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("use the name of a domain, e.g. dispense.example.org".to_owned())
+    }
 }
 
 fn switch(text: &str) -> Result<bool, String> {

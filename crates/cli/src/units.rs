@@ -46,6 +46,22 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     scaled(number, millis).filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// A port of this machine and one of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Forward {
+    pub(crate) here: u16,
+    pub(crate) there: u16,
+}
+
+/// `LOCAL:REMOTE`, or one number for both.
+pub(crate) fn forward(text: &str) -> Result<Forward, String> {
+    let (here, there) = text.split_once(':').unwrap_or((text, text));
+    match (here.parse(), there.parse()) {
+        (Ok(here), Ok(there)) if there > 0 => Ok(Forward { here, there }),
+        _ => Err(format!("`{text}` is not LOCAL:REMOTE: write e.g. 8000:3000")),
+    }
+}
+
 /// `K=V`, or `K` with the value of this process's environment.
 pub(crate) fn variable(text: &str) -> Result<Pair, String> {
     match text.split_once('=') {

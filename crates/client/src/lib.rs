@@ -24,6 +24,7 @@ mod files;
 mod keys;
 mod operations;
 mod ports;
+mod previews;
 mod processes;
 mod retry;
 mod sandboxes;
@@ -36,6 +37,7 @@ use dispense_api::v1::file_service_client::FileServiceClient;
 use dispense_api::v1::job_service_client::JobServiceClient;
 use dispense_api::v1::log_service_client::LogServiceClient;
 use dispense_api::v1::port_service_client::PortServiceClient;
+use dispense_api::v1::preview_service_client::PreviewServiceClient;
 use dispense_api::v1::process_service_client::ProcessServiceClient;
 use dispense_api::v1::runner_service_client::RunnerServiceClient;
 use dispense_api::v1::sandbox_service_client::SandboxServiceClient;
@@ -164,6 +166,10 @@ impl Client {
     fn logs_client(&self) -> LogServiceClient<Authenticated> {
         LogServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
             .max_decoding_message_size(PAGE_MAX_BYTES)
+    }
+
+    fn previews(&self) -> PreviewServiceClient<Authenticated> {
+        PreviewServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
     }
 
     fn processes(&self) -> ProcessServiceClient<Authenticated> {

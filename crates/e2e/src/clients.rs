@@ -51,6 +51,16 @@ impl Clients {
         done(&command.output().expect("python3 is installed"), "grpc_tools.protoc");
     }
 
+    /// Puts the program that previews show, with what it needs, into a folder.
+    pub fn put_app(&self, folder: &Path) {
+        let packages = folder.join("node_modules");
+        std::fs::create_dir_all(&packages).expect("writable");
+        std::fs::copy(scripts().join("app.mjs"), folder.join("app.mjs")).expect("ours");
+        let from = self.folder.join("node_modules/ws");
+        let copied = Command::new("cp").arg("-r").arg(from).arg(&packages).output().expect("cp is there");
+        done(&copied, "cp");
+    }
+
     /// Runs a script of this folder against a server.
     pub fn run(&self, script: &str, address: &str, key: &str) {
         self.run_with(script, address, key, &[]);

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
 use dispense_runner::{Capacity, RunnerConfig, RunnerError};
-use dispense_server::{AccessConfig, Database, Server, ServerConfig, Surroundings, WallClock};
+use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -51,6 +51,7 @@ async fn start_server(
         access: AccessConfig::default(),
         rotate_secrets: false,
         tls: None,
+        previews: PreviewConfig::default(),
         database,
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };

@@ -9,6 +9,7 @@ pub(crate) mod health;
 pub(crate) mod listener;
 mod observe;
 pub(crate) mod openapi;
+mod preview;
 mod request;
 mod rest;
 mod service;
@@ -39,11 +40,13 @@ use crate::auth::limit::RETRY_AFTER;
 use crate::auth::table::{self, Need};
 use crate::auth::{Keys, Principal};
 use crate::metrics::Metrics;
+use crate::preview::Previews;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
 use crate::vault::Vault;
 use health::Health;
 use observe::{Matched, Observation, REQUEST_ID};
+use preview::PreviewDoor;
 
 /// Of the body of a refused request this much is read before the answer.
 const REFUSED_MAX_BYTES: usize = 256 << 10;
@@ -61,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) vault: Arc<Vault>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
+    pub(crate) previews: Arc<Previews>,
 }
 
 /// The public port.
@@ -70,6 +74,7 @@ pub(crate) struct Doors {
     grpc: Routes,
     rest: Router,
     cors: Option<CorsLayer>,
+    previews: PreviewDoor,
 }
 
 impl Doors {
@@ -78,11 +83,17 @@ impl Doors {
         let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
         let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
-        Self { grpc, rest, cors, parts }
+        let previews = PreviewDoor::new(parts.clone());
+        Self { grpc, rest, cors, previews, parts }
     }
 
     /// Answers one request.
     pub(crate) async fn serve(self, request: Request<Incoming>) -> Result<Response, Infallible> {
+        if let Some(place) = self.previews.place(&request) {
+            let request_id = observe::request_id(request.headers());
+            let observation = Observation::begin(self.parts.metrics.clone(), "preview", request_id);
+            return self.previews.serve(place, request).await.map(|response| observation.follow(response));
+        }
         match self.cors.clone() {
             Some(cors) => cors.layer(service_fn(|request| self.clone().observed(request))).oneshot(request).await,
             None => self.observed(request).await,

@@ -18,6 +18,7 @@ mod job;
 mod metrics;
 mod placement;
 pub mod planted;
+mod preview;
 mod refusal;
 mod relay;
 mod sandbox;
@@ -53,6 +54,7 @@ use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
 use metrics::Metrics;
+use preview::Previews;
 use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
@@ -60,6 +62,7 @@ use store::{Store, StoreError};
 use vault::Vault;
 
 pub use auth::table::{Row, rows};
+pub use preview::PreviewConfig;
 pub use store::{Database, StoreMode};
 
 pub use clock::WallClock;
@@ -100,6 +103,8 @@ pub struct ServerConfig {
     pub rotate_secrets: bool,
     /// Without it both ports are plain.
     pub tls: Option<TlsConfig>,
+    /// Where previews are.
+    pub previews: PreviewConfig,
 }
 
 /// What is asked of callers.
@@ -221,40 +226,37 @@ impl Server {
         let store = Arc::new(Store::open(database.clone(), surroundings.store, metrics.clone()).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
         let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
-        let fresh = random("");
-        let secret = store.write(move |tx| {
-            let fresh = fresh.clone();
-            Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
-        });
-        let secret = Arc::new(ServerSecret::new(secret.await.map_err(failed)?));
         let vault = Vault::open(&data_dir, store.clone(), config.rotate_secrets).await?;
-        let known = store::runners::all(store.readers()).await.map_err(failed)?;
-        let used = store::sandboxes::used(store.readers()).await.map_err(failed)?;
-        let fleet = Arc::new(Fleet::new(known, &used));
         let clock = Arc::new(Clock::new(surroundings.wall_clock));
-        let sandboxes = Arc::new(Sandboxes {
-            audit: Arc::new(Audit { store: store.clone(), clock: clock.clone() }),
-            ticker: Arc::default(),
-            store: store.clone(),
-            clock,
-            fleet: fleet.clone(),
-            orders: Orders { secret: secret.clone(), log_tail_bytes: config.log_tail_bytes },
-            secret: secret.clone(),
-            notices: Arc::default(),
-            agents: Arc::default(),
-            routes: Arc::default(),
-        });
-        let relay = Arc::new(Relay::new(fleet));
+        let sandboxes = Arc::new(open_sandboxes(store.clone(), clock.clone(), &config).await.map_err(failed)?);
+        let relay = Arc::new(Relay::new(sandboxes.fleet.clone()));
         let keys = Arc::new(keys);
         let access = &config.access;
+        let address = public.local_addr().unwrap_or(config.address);
+        let previews = Previews {
+            config: config.previews.clone(),
+            secret: sandboxes.secret.clone(),
+            store,
+            clock,
+            listening: address.port(),
+        };
         let health = Arc::new(Health::serving(door::grpc::services()).await);
         let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
-            address: public.local_addr().unwrap_or(config.address),
+            address,
             runner_address: runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
-            join_token: secret.join_token(),
-            parts: Parts { sandboxes, relay, keys, gate: Arc::new(gate), vault: Arc::new(vault), metrics, health },
+            join_token: sandboxes.secret.join_token(),
+            parts: Parts {
+                sandboxes,
+                relay,
+                keys,
+                gate: Arc::new(gate),
+                vault: Arc::new(vault),
+                metrics,
+                health,
+                previews: Arc::new(previews),
+            },
             tls,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -386,6 +388,30 @@ impl Server {
         }
         self.parts.sandboxes.store.close().await;
     }
+}
+
+/// The sandboxes and runners that the database has.
+async fn open_sandboxes(store: Arc<Store>, clock: Arc<Clock>, config: &ServerConfig) -> Result<Sandboxes, StoreError> {
+    let fresh = random("");
+    let secret = store.write(move |tx| {
+        let fresh = fresh.clone();
+        Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
+    });
+    let secret = Arc::new(ServerSecret::new(secret.await?));
+    let known = store::runners::all(store.readers()).await?;
+    let used = store::sandboxes::used(store.readers()).await?;
+    Ok(Sandboxes {
+        audit: Arc::new(Audit { store: store.clone(), clock: clock.clone() }),
+        ticker: Arc::default(),
+        store,
+        clock,
+        fleet: Arc::new(Fleet::new(known, &used)),
+        orders: Orders { secret: secret.clone(), log_tail_bytes: config.log_tail_bytes },
+        secret,
+        notices: Arc::default(),
+        agents: Arc::default(),
+        routes: Arc::default(),
+    })
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {

@@ -12,6 +12,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod meta;
+pub(crate) mod previews;
 mod readers;
 pub(crate) mod runners;
 pub(crate) mod sandboxes;

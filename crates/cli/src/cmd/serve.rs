@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use dispense_server::AccessConfig;
+use dispense_server::{AccessConfig, PreviewConfig};
 
 use crate::args::serve::{ListenArgs, ServerArgs, UpArgs};
 use crate::args::{Global, OfferArgs};
@@ -41,6 +41,7 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArg
         tls: settings.tls()?,
         database: settings.database()?,
         rotate_secrets: listen.rotate_secrets,
+        previews: settings.previews()?,
         embedded: false,
         runner: kind == Kind::Up,
         templates: absolute(offer.template)?,
@@ -100,6 +101,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         tls: None,
         database: None,
         rotate_secrets: false,
+        previews: PreviewConfig::default(),
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use dispense_api::error::{Code, Error};
 use http::HeaderMap;
 
-use super::secret::hash;
+use super::secret::{PREFIXES, hash};
 use super::{Role, Scope};
 use crate::clock::micros;
 
@@ -126,6 +126,11 @@ pub(crate) fn credential(headers: &HeaderMap) -> Option<&str> {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
+}
+
+/// Whether a text has the form of what opens something of this server.
+pub(crate) fn is_platform_secret(text: &str) -> bool {
+    PREFIXES.iter().any(|prefix| text.starts_with(prefix))
 }
 
 /// A refusal for want of a valid credential.

@@ -13,6 +13,9 @@ const JOIN_TOKEN_PREFIX: &str = "dsj_";
 /// Before a runner's own credential.
 pub(crate) const CREDENTIAL_PREFIX: &str = "dsr_";
 
+/// Of everything that opens something of this server.
+pub(crate) const PREFIXES: [&str; 5] = ["dsp_", "e2b_", SANDBOX_TOKEN_PREFIX, JOIN_TOKEN_PREFIX, CREDENTIAL_PREFIX];
+
 /// A new secret.
 pub(crate) fn random(prefix: &str) -> String {
     format!("{prefix}{}", hex(&random_bytes::<SECRET_BYTES>()))
@@ -51,6 +54,11 @@ impl ServerSecret {
     /// The token with which the agent of one placement of a sandbox reports.
     pub(crate) fn sandbox_token(&self, sandbox: &SandboxId, generation: Generation) -> String {
         self.derive(SANDBOX_TOKEN_PREFIX, &format!("sandbox {sandbox} {generation}"))
+    }
+
+    /// What proves that this server made a preview's link or cookie.
+    pub(crate) fn preview_token(&self, kind: &str, sandbox: &SandboxId, port: u16, until: i64) -> String {
+        self.derive("", &format!("preview {kind} {sandbox} {port} {until}"))
     }
 
     fn derive(&self, prefix: &str, purpose: &str) -> String {

@@ -54,6 +54,8 @@ pub(crate) const GRPC: &[(&str, Need)] = &[
     ("/dispense.v1.BatchService/BatchCreateSandboxes", Need::Role(Role::Member)),
     ("/dispense.v1.BatchService/BatchDeleteSandboxes", Need::Role(Role::Member)),
     ("/dispense.v1.BatchService/BatchExec", Need::Role(Role::Member)),
+    ("/dispense.v1.PreviewService/OpenPreview", Need::Role(Role::Member)),
+    ("/dispense.v1.PreviewService/ClosePreview", Need::Role(Role::Member)),
     ("/dispense.v1.AuditService/ListAudit", Need::Role(Role::Admin)),
     ("/dispense.v1.AuditService/VerifyAudit", Need::Role(Role::Admin)),
     ("/dispense.v1.EventService/WatchEvents", Need::Role(Role::Viewer)),

@@ -6,6 +6,7 @@ mod events;
 mod jobs;
 mod keys;
 mod logs;
+mod previews;
 mod runners;
 mod sandboxes;
 
@@ -15,6 +16,7 @@ use dispense_api::v1::event_service_server::EventServiceServer;
 use dispense_api::v1::job_service_server::JobServiceServer;
 use dispense_api::v1::key_service_server::KeyServiceServer;
 use dispense_api::v1::log_service_server::LogServiceServer;
+use dispense_api::v1::preview_service_server::PreviewServiceServer;
 use dispense_api::v1::runner_service_server::RunnerServiceServer;
 use dispense_api::v1::sandbox_service_server::SandboxServiceServer;
 use prost::Message;
@@ -31,6 +33,7 @@ pub(super) fn routes(parts: &Parts) -> Routes {
         .add_service(JobServiceServer::new(jobs::JobDoor(parts.sandboxes.clone())))
         .add_service(KeyServiceServer::new(keys::KeyDoor(parts.clone())))
         .add_service(BatchServiceServer::new(batch::BatchDoor(parts.clone())))
+        .add_service(PreviewServiceServer::new(previews::PreviewDoor(parts.clone())))
         .add_service(AuditServiceServer::new(audit::AuditDoor(parts.clone())))
         .add_service(EventServiceServer::new(events::EventDoor(parts.clone())))
         .add_service(parts.health.server())

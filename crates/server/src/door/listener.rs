@@ -143,7 +143,7 @@ where
         service(request)
     });
     let builder = builder(window_bytes);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let silent = tokio::time::sleep(FIRST_REQUEST_TIMEOUT);
     tokio::pin!(silent);

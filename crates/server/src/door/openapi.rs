@@ -13,7 +13,7 @@ use super::service::ROUTES;
 use crate::auth::Role;
 use crate::auth::table::{self, Need};
 
-pub(super) use page::page;
+pub(super) use page::{escape, page};
 
 const REFERENCE: &str = "/components/schemas/";
 

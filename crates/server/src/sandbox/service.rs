@@ -294,6 +294,15 @@ impl Sandboxes {
         }
     }
 
+    /// The id of a sandbox, if there is one.
+    pub(crate) async fn id_of(&self, id_or_name: &str) -> Result<Option<SandboxId>, Error> {
+        if let Some(route) = self.routes.get(id_or_name) {
+            return Ok(Some(route.sandbox));
+        }
+        let found = sandboxes::find(self.store.readers(), id_or_name).await?;
+        Ok(found.filter(|sandbox| sandbox.life.observed != State::Deleted).map(|sandbox| sandbox.id))
+    }
+
     /// Starts one that was stopped without being asked to.
     async fn wake(&self, sandbox: &Sandbox, timeout: Duration) -> Result<Sandbox, Error> {
         // One that is still stopping starts when it has stopped.

@@ -77,6 +77,11 @@ impl Visible<'_> {
         Ok(sandboxes::list(self.sandboxes.store.readers(), &filter).await?)
     }
 
+    /// One that this caller may use, which is noted.
+    pub(crate) async fn used(&self, action: &str, id_or_name: &str) -> Result<Sandbox, Error> {
+        self.own(action, id_or_name).await
+    }
+
     /// Accepts a new sandbox, which belongs to the caller.
     pub(crate) async fn create(&self, mut new: NewSandbox) -> Result<Sandbox, Error> {
         let allowed = self.may_create(&mut new);

@@ -109,6 +109,7 @@ async fn serve(data_dir: PathBuf, credentials: Arc<Mutex<Option<Credentials>>>, 
         log_tail_bytes: 1024,
         access: AccessConfig::default(),
         rotate_secrets: false,
+        previews: dispense_server::PreviewConfig::default(),
         tls: None,
         database: None,
     };

@@ -1,0 +1,37 @@
+//! `dispense.v1.PreviewService`.
+
+use dispense_api::v1;
+use dispense_api::v1::preview_service_server::PreviewService;
+use tonic::{Request, Response, Status};
+
+use crate::door::Parts;
+use crate::door::request::caller;
+use crate::preview::{self, Place};
+use crate::sandbox::view::timestamp;
+
+pub(super) struct PreviewDoor(pub(super) Parts);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl PreviewService for PreviewDoor {
+    async fn open_preview(&self, request: Request<v1::OpenPreviewRequest>) -> Answer<v1::Preview> {
+        let caller = caller(&request)?;
+        let v1::OpenPreviewRequest { sandbox, port, public, ttl_secs } = request.into_inner();
+        let port = preview::port(port)?;
+        let action = if public { "preview.publish" } else { "preview.link" };
+        let row = self.0.sandboxes.seen_by(&caller).used(action, &sandbox).await?;
+        let place = Place { sandbox: row.name, port };
+        let link = self.0.previews.open(&row.id, &place, public, ttl_secs).await?;
+        Ok(Response::new(v1::Preview { url: link.url, expires_at: Some(timestamp(link.expires_at)) }))
+    }
+
+    async fn close_preview(&self, request: Request<v1::ClosePreviewRequest>) -> Answer<v1::ClosePreviewResponse> {
+        let caller = caller(&request)?;
+        let v1::ClosePreviewRequest { sandbox, port } = request.into_inner();
+        let port = preview::port(port)?;
+        let row = self.0.sandboxes.seen_by(&caller).used("preview.close", &sandbox).await?;
+        self.0.previews.close(&row.id, port).await?;
+        Ok(Response::new(v1::ClosePreviewResponse {}))
+    }
+}

@@ -1,0 +1,151 @@
+//! Previews: a reverse proxy to what listens in a sandbox, by host name.
+//!
+//! ```text
+//! Host: 3000-web.localhost ──► who may see it (access) ──► a connection to the port (pool) ──► the sandbox
+//! ```
+//!
+//! Towards the sandbox it speaks HTTP/1.1, whatever the caller speaks. Bodies are streamed both ways and never kept.
+//! INVARIANT: what opens Dispense (keys, links, cookies of previews) never reaches the sandbox.
+
+mod access;
+mod headers;
+mod page;
+mod pool;
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use dispense_api::error::{Code, Error, reason};
+use http::{HeaderMap, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+
+use super::Parts;
+use super::listener::PeerAddress;
+use super::observe::Matched;
+use crate::preview::{Place, refuse_agent_port};
+use crate::relay::Route;
+use access::Entry;
+use headers::Forwarded;
+use pool::Pool;
+
+/// Until the first byte of an answer: programs that think longer stream.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The door.
+#[derive(Clone)]
+pub(super) struct PreviewDoor {
+    parts: Parts,
+    pool: Arc<Pool>,
+}
+
+impl PreviewDoor {
+    pub(super) fn new(parts: Parts) -> Self {
+        let pool = Arc::new(Pool::new(parts.relay.clone()));
+        Self { parts, pool }
+    }
+
+    /// What the request's host stands for, if it is one of a preview. A request that names two hosts names none.
+    pub(super) fn place(&self, request: &Request<Incoming>) -> Option<Place> {
+        self.parts.previews.place(headers::host(request)?)
+    }
+
+    /// Answers one request.
+    pub(super) async fn serve(self, place: Place, request: Request<Incoming>) -> Result<Response, Infallible> {
+        let for_people = page::wanted(request.headers());
+        let mut response = match self.answer(&place, request).await {
+            Ok(response) => response,
+            Err(error) => page::refusal(&place, &error, for_people),
+        };
+        Matched("preview".to_owned()).note(&mut response, None);
+        Ok(response)
+    }
+
+    async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<Response, Error> {
+        refuse_agent_port(place.port)?;
+        match access::enter(&self.parts, place, &request).await? {
+            Entry::Answered(response) => Ok(response),
+            Entry::Open(route) => self.forward(place, &route, request).await,
+        }
+    }
+
+    async fn forward(&self, place: &Place, route: &Route, mut request: Request<Incoming>) -> Result<Response, Error> {
+        let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
+        let forwarded = self.forwarded(place, peer, &request);
+        let upgrade = headers::upgrade(request.headers());
+        let theirs = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let (head, body) = request.into_parts();
+        let mut outgoing = headers::to_sandbox(head, &forwarded, upgrade)?.map(|()| Body::new(body));
+        let (mut connection, mut response) = loop {
+            let mut connection = self.pool.take(route, place.port).await?;
+            let answered = connection.sender.try_send_request(outgoing);
+            let answered = tokio::time::timeout(ANSWER_TIMEOUT, answered).await.map_err(|_| late(place))?;
+            match answered {
+                Ok(response) => break (connection, response),
+                Err(mut failed) => match failed.take_message() {
+                    // The program closed a connection that was kept: the request has not left, and goes by another.
+                    Some(unsent) if connection.kept => outgoing = unsent,
+                    _ => return Err(cut(place, failed.error())),
+                },
+            }
+        };
+        headers::from_sandbox(response.headers_mut(), &forwarded);
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let theirs = theirs.ok_or_else(|| cut(place, &"it switched protocols unasked"))?;
+            let ours = hyper::upgrade::on(&mut response);
+            tokio::spawn(join(theirs, ours));
+            return Ok(response.map(Body::new));
+        }
+        let pool = self.pool.clone();
+        tokio::spawn(async move {
+            // When the answer has been read to its end.
+            if connection.sender.ready().await.is_ok() {
+                pool.put(connection);
+            }
+        });
+        Ok(response.map(Body::new))
+    }
+
+    fn forwarded(&self, place: &Place, peer: Option<IpAddr>, request: &Request<Incoming>) -> Forwarded {
+        Forwarded {
+            port: place.port,
+            host: headers::host(request).unwrap_or_default().to_owned(),
+            peer,
+            https: self.parts.previews.config.https,
+        }
+    }
+}
+
+/// Joins two connections that speak another protocol now, until both directions have ended.
+async fn join(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
+    let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
+    let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
+    if let Err(error) = tokio::io::copy_bidirectional(&mut theirs, &mut ours).await {
+        tracing::debug!(%error, "an upgraded connection of a preview ended");
+    }
+}
+
+fn late(place: &Place) -> Error {
+    let message = format!("the program on port {} did not answer within {} s", place.port, ANSWER_TIMEOUT.as_secs());
+    Error::new(Code::DeadlineExceeded, "preview_slow", message)
+}
+
+fn cut(place: &Place, why: &dyn std::fmt::Display) -> Error {
+    let message = format!("the program on port {} does not speak HTTP/1.1 or ended the connection: {why}", place.port);
+    Error::new(Code::Unavailable, "preview_cut", message)
+}
+
+/// Whether it may pass by itself: a page then looks again.
+fn passes(error: &Error) -> bool {
+    ["port_closed", "preview_cut", reason::SANDBOX_NOT_RUNNING, reason::AGENT_UNREACHABLE, reason::RUNNER_OFFLINE]
+        .contains(&error.reason.as_str())
+}
+
+/// The credentials of Dispense in a request's headers, if there are any.
+fn has_platform_key(headers: &HeaderMap) -> bool {
+    crate::auth::keys::credential(headers).is_some_and(crate::auth::keys::is_platform_secret)
+}
