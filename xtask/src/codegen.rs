@@ -23,6 +23,7 @@ const FILES: &[&str] = &[
     "dispense/v1/event.proto",
     "dispense/v1/batch.proto",
     "dispense/v1/preview.proto",
+    "dispense/v1/ssh.proto",
     "dispense/runner/v1/runner.proto",
     "dispense/agent/v1/agent.proto",
 ];

@@ -57,6 +57,7 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("base64", "tonic, sqlx and prost-reflect are behind rcgen"),
     ("foldhash", "pulled by the two hashbrowns"),
     ("hashbrown", "pulled by indexmap and sqlx"),
+    ("generic-array", "sqlx is on digest 0.10"),
     ("getrandom", "pulled by ring's and rand's users"),
     ("block-buffer", "sqlx is on digest 0.10"),
     ("cpufeatures", "sqlx is on digest 0.10"),

@@ -14,6 +14,7 @@ mod process_calls;
 mod reaper;
 mod report;
 mod serve;
+mod sftp;
 mod sys;
 mod usage;
 mod user;
@@ -21,6 +22,7 @@ mod user;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener as StdListener;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -45,6 +47,18 @@ const SIGNAL_GRACE_MS: u32 = 5000;
 const LAST_ANSWERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Between looks whether processes are left during the grace.
 const SHUTDOWN_POLL: Duration = Duration::from_millis(20);
+
+/// Serves SFTP on stdin and stdout, where that is the name that this program was started by.
+pub fn serve_sftp(mut args: impl Iterator<Item = std::ffi::OsString>) -> Option<ExitCode> {
+    args.next().filter(|name| name == sftp::COMMAND)?;
+    Some(match sftp::serve(io::stdin().lock(), io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", sftp::COMMAND);
+            ExitCode::FAILURE
+        }
+    })
+}
 
 /// The listening socket: `AGENT_LISTEN` is a path to bind, `AGENT_LISTEN_FD` an inherited descriptor.
 pub fn listener() -> io::Result<StdListener> {

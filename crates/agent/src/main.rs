@@ -11,6 +11,9 @@ const BLOCKING_THREADS_MAX: usize = 16;
 const THREAD_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    if let Some(ended) = dispense_agent::serve_sftp(std::env::args_os()) {
+        return ended;
+    }
     let filter = EnvFilter::try_from_env("AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     // Before anything opens a descriptor, so that the inherited one is what it says.

@@ -4,6 +4,7 @@ pub(crate) mod keys;
 pub(crate) mod operations;
 pub(crate) mod ports;
 pub(crate) mod serve;
+pub(crate) mod ssh;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -88,6 +89,10 @@ pub(crate) enum Command {
     Preview(ports::PreviewArgs),
     /// List ports of a sandbox that listen, or forward one to this machine
     Port(ports::PortArgs),
+    /// Connect to a sandbox with ssh(1), or let other programs do so
+    Ssh(ssh::SshArgs),
+    /// Register public keys, for SSH clients without `dispense`
+    SshKey(ssh::SshKeyArgs),
     /// List jobs: the record of each wanted change
     Jobs(JobsArgs),
     /// Keep a server and a runner running on this machine

@@ -17,6 +17,7 @@ mod runner;
 mod sandboxes;
 mod serve;
 mod source;
+mod ssh;
 
 use clap::CommandFactory;
 use dispense_client::Error;
@@ -42,6 +43,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Cp(args) => copy::copy(global, args).await,
         Command::Preview(args) => ports::preview(global, args).await,
         Command::Port(args) => ports::port(global, args).await,
+        Command::Ssh(args) => ssh::ssh(global, args).await,
+        Command::SshKey(args) => ssh::keys(global, args).await,
         Command::Jobs(args) => jobs::jobs(global, args).await,
         Command::Up(args) => serve::up(global, args).await,
         Command::Server(args) => serve::server(global, args).await,

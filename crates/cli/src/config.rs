@@ -41,6 +41,12 @@ pub(crate) fn default_data_dir() -> Result<PathBuf, Error> {
     Ok(base("XDG_DATA_HOME", ".local/share")?.join("dispense"))
 }
 
+/// Where this user's files are.
+pub(crate) fn home() -> Result<PathBuf, Error> {
+    let home = std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
+    home.ok_or_else(|| usage("HOME is not set: it says where ~/.ssh is"))
+}
+
 fn base(variable: &str, below_home: &str) -> Result<PathBuf, Error> {
     let set = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     set(variable)

@@ -50,6 +50,18 @@ pub(crate) fn resolve(global: &Global) -> Result<Endpoint, Error> {
     Ok(Endpoint::Configured { url, api_key, source, trust })
 }
 
+/// The host of the server that a command uses, without its port.
+pub(crate) fn server_host(global: &Global) -> Result<String, Error> {
+    let url = match resolve(global)? {
+        Endpoint::Configured { url, .. } => url,
+        // A local one is on this machine.
+        Endpoint::Local { .. } => return Ok("127.0.0.1".to_owned()),
+    };
+    let host =
+        url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(|host| host.trim_matches(['[', ']']).to_owned()));
+    host.ok_or_else(|| usage(format!("`{url}` has no host")))
+}
+
 /// Whom the flags and variables believe that it is the server.
 pub(crate) fn trust(global: &Global) -> Trust {
     match (&global.tls_pin, &global.ca_file) {

@@ -16,7 +16,7 @@ use dispense_api::tls::{self, SharedPin};
 use dispense_client::{Client, Code, Error, Trust};
 use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
-use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, StartError, TlsConfig};
+use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, SshConfig, StartError, TlsConfig};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ pub(crate) struct LocalConfig {
     pub(crate) database: Option<Database>,
     pub(crate) rotate_secrets: bool,
     pub(crate) previews: PreviewConfig,
+    pub(crate) ssh: Option<SshConfig>,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
@@ -97,6 +98,7 @@ impl Local {
             database: config.database.clone(),
             rotate_secrets: config.rotate_secrets,
             previews: config.previews.clone(),
+            ssh: config.ssh.clone(),
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let scheme = if config.tls.is_some() { "https" } else { "http" };

@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
-use dispense_server::{AccessConfig, Database, PreviewConfig, TlsConfig};
+use dispense_server::{AccessConfig, Database, PreviewConfig, SshConfig, TlsConfig};
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -46,6 +46,15 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: ":50051",
         default_up: "127.0.0.1:50051",
     },
+    same("server.ssh.enabled", "DISPENSE_SSH_ENABLED", "true"),
+    Setting {
+        key: "server.ssh.address",
+        variable: "DISPENSE_SSH_ADDRESS",
+        default: ":2222",
+        default_up: "127.0.0.1:2222",
+    },
+    same("server.ssh.passwords", "DISPENSE_SSH_PASSWORDS", "false"),
+    same("server.ssh.names", "DISPENSE_SSH_NAMES", ""),
     same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
     same("server.database.url", "DISPENSE_DATABASE_URL", ""),
     same("server.tls.enabled", "DISPENSE_GRPC_TLS_ENABLED", "false"),
@@ -241,6 +250,22 @@ impl Settings {
             (None, None) => Ok(Some(TlsConfig::SelfSigned)),
             _ => Err(usage("server.tls.cert_file and server.tls.key_file belong together: give both, or neither")),
         }
+    }
+
+    /// SSH, where it is on. The server's certificate is also for this machine's own names.
+    pub(crate) fn ssh(&self) -> Result<Option<SshConfig>, Error> {
+        if !self.parse("server.ssh.enabled", switch)? {
+            return Ok(None);
+        }
+        let address = self.parse("server.ssh.address", address)?;
+        let passwords = self.parse("server.ssh.passwords", switch)?;
+        let mut names = self.parse("server.ssh.names", |text| {
+            let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+            names.map(domain).collect::<Result<Vec<_>, String>>()
+        })?;
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        names.extend(["localhost".to_owned(), host]);
+        Ok(Some(SshConfig { address, passwords, names }))
     }
 
     /// Where previews are. By default links have the server's own port, and `https` where it has TLS.

@@ -28,6 +28,7 @@ mod previews;
 mod processes;
 mod retry;
 mod sandboxes;
+mod ssh;
 
 use std::time::Duration;
 

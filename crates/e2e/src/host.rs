@@ -201,6 +201,17 @@ impl Host {
         prefix: &[&str],
         args: impl IntoIterator<Item = S>,
     ) -> Command {
+        let mut command = self.command_as_with(prefix, binary());
+        command.args(args);
+        command
+    }
+
+    /// Another program, as the same user and with the same environment.
+    pub fn command_as(&self, program: &str) -> Command {
+        self.command_as_with(&[], program)
+    }
+
+    fn command_as_with(&self, prefix: &[&str], program: impl Into<std::ffi::OsString>) -> Command {
         let mut words: Vec<std::ffi::OsString> = Vec::new();
         if self.mode == Mode::User && rustix::process::geteuid().is_root() {
             let uid = uid_of(TEST_USER).expect("checked by Mode::available").to_string();
@@ -209,7 +220,7 @@ impl Host {
             );
         }
         words.extend(prefix.iter().map(Into::into));
-        words.push(binary().into());
+        words.push(program.into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         command
@@ -217,8 +228,7 @@ impl Host {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", self.folder.path().join("home"))
             .env("DISPENSE_DATA_DIR", self.data_dir())
-            .current_dir(self.work_dir())
-            .args(args);
+            .current_dir(self.work_dir());
         command
     }
 
@@ -256,7 +266,8 @@ impl Host {
     }
 
     fn start_up(&self, flags: &[&str], variables: &[(&str, &str)]) -> Up<'_> {
-        let mut args = vec!["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
+        let any = "127.0.0.1:0";
+        let mut args = vec!["up", "--address", any, "--runner-address", any, "--ssh-address", any];
         args.extend_from_slice(flags);
         let log = fs::File::create(self.up_log()).expect("our own directory");
         let child = self

@@ -52,6 +52,7 @@ async fn start_server(
         rotate_secrets: false,
         tls: None,
         previews: PreviewConfig::default(),
+        ssh: None,
         database,
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };

@@ -13,6 +13,7 @@ mod preview;
 mod request;
 mod rest;
 mod service;
+pub(crate) mod ssh;
 pub(crate) mod tls;
 
 use std::convert::Infallible;
@@ -43,6 +44,7 @@ use crate::metrics::Metrics;
 use crate::preview::Previews;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
+use crate::ssh::Ssh;
 use crate::vault::Vault;
 use health::Health;
 use observe::{Matched, Observation, REQUEST_ID};
@@ -65,6 +67,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
     pub(crate) previews: Arc<Previews>,
+    pub(crate) ssh: Option<Arc<Ssh>>,
 }
 
 /// The public port.

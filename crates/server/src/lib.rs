@@ -22,6 +22,7 @@ mod preview;
 mod refusal;
 mod relay;
 mod sandbox;
+mod ssh;
 mod store;
 mod sweep;
 mod vault;
@@ -49,6 +50,7 @@ use auth::{ApiKey, Keys, Role};
 use clock::Clock;
 use door::health::Health;
 use door::listener::Port;
+use door::ssh::SshDoor;
 use door::tls::Tls;
 use door::{Doors, Parts, listener};
 use fleet::Fleet;
@@ -58,11 +60,13 @@ use preview::Previews;
 use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
+use ssh::{Authority, Ssh};
 use store::{Store, StoreError};
 use vault::Vault;
 
 pub use auth::table::{Row, rows};
 pub use preview::PreviewConfig;
+pub use ssh::SshConfig;
 pub use store::{Database, StoreMode};
 
 pub use clock::WallClock;
@@ -105,6 +109,8 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
     /// Where previews are.
     pub previews: PreviewConfig,
+    /// SSH, where it is switched on.
+    pub ssh: Option<SshConfig>,
 }
 
 /// What is asked of callers.
@@ -173,6 +179,13 @@ pub enum StartError {
     },
 }
 
+/// The ports of a server.
+struct Listeners<L> {
+    public: L,
+    runners: L,
+    ssh: Option<L>,
+}
+
 /// A running server.
 pub struct Server {
     address: SocketAddr,
@@ -193,7 +206,11 @@ impl Server {
         let data_dir = data_dir::DataDir::open(&config.data_dir)?;
         let public = listen(config.address, "--address").await?;
         let runners = listen(config.runner_address, "--runner-address").await?;
-        Self::serve_on(config, data_dir, public, runners, Surroundings::default()).await
+        let ssh = match &config.ssh {
+            Some(ssh) => Some(listen(ssh.address, "--ssh-address").await?),
+            None => None,
+        };
+        Self::serve_on(config, data_dir, Listeners { public, runners, ssh }, Surroundings::default()).await
     }
 
     /// The same, in a world that the caller made: its network, its clock.
@@ -204,14 +221,13 @@ impl Server {
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
         let data_dir = data_dir::DataDir::open(&config.data_dir)?;
-        Self::serve_on(config, data_dir, public, runners, surroundings).await
+        Self::serve_on(config, data_dir, Listeners { public, runners, ssh: None }, surroundings).await
     }
 
     async fn serve_on<L: Listener>(
         config: ServerConfig,
         data_dir: data_dir::DataDir,
-        public: L,
-        runners: L,
+        listeners: Listeners<L>,
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
         planted::disarm();
@@ -229,10 +245,17 @@ impl Server {
         let vault = Vault::open(&data_dir, store.clone(), config.rotate_secrets).await?;
         let clock = Arc::new(Clock::new(surroundings.wall_clock));
         let sandboxes = Arc::new(open_sandboxes(store.clone(), clock.clone(), &config).await.map_err(failed)?);
+        let ssh = match (&config.ssh, &listeners.ssh) {
+            (Some(ssh), Some(listener)) => {
+                let port = listener.local_addr().unwrap_or(ssh.address).port();
+                Some(Arc::new(Ssh { authority: Authority::open(&vault, &ssh.names).await?, port }))
+            }
+            _ => None,
+        };
         let relay = Arc::new(Relay::new(sandboxes.fleet.clone()));
         let keys = Arc::new(keys);
         let access = &config.access;
-        let address = public.local_addr().unwrap_or(config.address);
+        let address = listeners.public.local_addr().unwrap_or(config.address);
         let previews = Previews {
             config: config.previews.clone(),
             secret: sandboxes.secret.clone(),
@@ -244,7 +267,7 @@ impl Server {
         let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
             address,
-            runner_address: runners.local_addr().unwrap_or(config.runner_address),
+            runner_address: listeners.runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
             join_token: sandboxes.secret.join_token(),
             parts: Parts {
@@ -256,6 +279,7 @@ impl Server {
                 metrics,
                 health,
                 previews: Arc::new(previews),
+                ssh,
             },
             tls,
             tasks: TaskTracker::new(),
@@ -265,12 +289,17 @@ impl Server {
         if config.embedded {
             server.delete_leased().await;
         }
-        server.serve(public, runners, &config.access.allowed_origins);
+        server.serve(listeners, &config);
         Ok(server)
     }
 
-    fn serve<L: Listener>(&self, public: L, runners: L, origins: &[HeaderValue]) {
-        let doors = Doors::new(self.parts.clone(), origins);
+    fn serve<L: Listener>(&self, listeners: Listeners<L>, config: &ServerConfig) {
+        let Listeners { public, runners, ssh } = listeners;
+        if let (Some(listener), Some(ssh), Some(config)) = (ssh, self.parts.ssh.clone(), &config.ssh) {
+            let door = SshDoor { parts: self.parts.clone(), ssh, passwords: config.passwords };
+            self.tasks.spawn(door.serve(listener, self.tasks.clone(), self.shutdown.clone()));
+        }
+        let doors = Doors::new(self.parts.clone(), &config.access.allowed_origins);
         let service = move |request| doors.clone().serve(request);
         let acceptor = || self.tls.as_ref().map(|tls| tls.acceptor());
         self.tasks.spawn(listener::serve(

@@ -7,7 +7,8 @@
 //!
 //! INVARIANT: a session id is unguessable, works once, and only for the runner it was sent to.
 
-mod port;
+pub(crate) mod call;
+pub(crate) mod port;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

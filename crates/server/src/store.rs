@@ -18,6 +18,7 @@ pub(crate) mod runners;
 pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 mod sql;
+pub(crate) mod ssh_keys;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -33,6 +33,9 @@ pub(crate) enum VaultError {
     /// The row names a key that the file does not have, or is damaged.
     #[error("failed to open the secret `{0}`: it was sealed with another key than secrets.key has")]
     Unopened(String),
+    /// It is not what it was kept as.
+    #[error("failed to use the secret `{0}`: it is damaged")]
+    Unusable(String),
     /// The database did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -54,7 +57,7 @@ impl From<VaultError> for Error {
     fn from(error: VaultError) -> Self {
         match error {
             VaultError::Store(error) => error.into(),
-            VaultError::Unopened(_) | VaultError::DataDir(_) | VaultError::Malformed => {
+            VaultError::Unopened(_) | VaultError::Unusable(_) | VaultError::DataDir(_) | VaultError::Malformed => {
                 tracing::error!(%error, "vault");
                 Self::new(
                     Code::Internal,

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::reaper;
+use crate::sftp;
 use crate::sys::{self, Ended, Prepared, Stage};
 use crate::user::{self, User};
 
@@ -129,7 +130,10 @@ impl Plan {
         }
         let path = self.env.get("PATH").map_or("", String::as_str);
         let folders = path.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
-        c_strings("start.args", folders.map(|folder| format!("{folder}/{command}")))
+        let paths = folders.map(|folder| format!("{folder}/{command}"));
+        // The agent itself has it; the child's own program is still the agent when it looks.
+        let own = (command == sftp::COMMAND).then(|| "/proc/self/exe".to_owned());
+        c_strings("start.args", paths.chain(own))
     }
 
     fn refusal(&self, stage: Stage, error: &std::io::Error) -> Error {

@@ -27,6 +27,9 @@ pub(crate) struct ListenArgs {
     /// Address for runners
     #[arg(long)]
     pub(crate) runner_address: Option<String>,
+    /// Address for SSH clients
+    #[arg(long)]
+    pub(crate) ssh_address: Option<String>,
     /// What is kept of each stream of a process after its sandbox is gone, e.g. 64K; 0 keeps nothing
     #[arg(long)]
     pub(crate) log_tail: Option<String>,
@@ -50,6 +53,7 @@ impl ListenArgs {
         let flags = [
             ("server.address", self.address.clone()),
             ("server.runner_address", self.runner_address.clone()),
+            ("server.ssh.address", self.ssh_address.clone()),
             ("server.log_tail", self.log_tail.clone()),
             ("server.tls.enabled", (self.tls || self.cert_file.is_some()).then(|| "true".to_owned())),
             ("server.tls.cert_file", self.cert_file.clone()),

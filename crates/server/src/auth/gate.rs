@@ -37,6 +37,11 @@ impl Gate {
         Ok(caller)
     }
 
+    /// The holder of what was made with an API key; where none is asked for, nobody's key makes it.
+    pub(crate) fn holder(&self, key_id: &str) -> Option<Principal> {
+        if key_id.is_empty() && !self.key_required { Some(anybody()) } else { self.keys.of_id(key_id) }
+    }
+
     fn authorise(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
         let unknown = || {
             let message = "there is no such method here: the client may be newer than the server";

@@ -95,6 +95,30 @@ impl Keys {
         all
     }
 
+    /// The holder of an active key.
+    fn holder(&self, wanted: impl Fn(&ApiKey) -> bool) -> Option<Principal> {
+        let (keys, now) = (self.by_hash.read().expect("no holder panics"), micros(SystemTime::now()));
+        let key = keys.values().find(|key| key.is_active(now) && wanted(key))?;
+        let (key_id, account) = (key.id.clone(), key.account.clone());
+        Some(Principal { key_id, account, role: key.role, scope: key.scope.clone(), request_id: String::new() })
+    }
+
+    /// The holder of the key with this id.
+    pub(crate) fn of_id(&self, id: &str) -> Option<Principal> {
+        self.holder(|key| key.id == id)
+    }
+
+    /// The holder of one of an account's keys: those of one account open the same.
+    pub(crate) fn of_account(&self, account: &str) -> Option<Principal> {
+        self.holder(|key| key.account == account)
+    }
+
+    /// The holder of a key.
+    pub(crate) fn open(&self, secret: &str) -> Option<Principal> {
+        let wanted = hash(secret);
+        KEY_PREFIXES.iter().any(|prefix| secret.starts_with(prefix)).then(|| self.holder(|key| key.hash == wanted))?
+    }
+
     /// Who the headers say is calling. Credentials stand in headers only, never in a query.
     pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let missing = || {

@@ -9,6 +9,7 @@ mod logs;
 mod previews;
 mod runners;
 mod sandboxes;
+mod ssh;
 
 use dispense_api::v1::audit_service_server::AuditServiceServer;
 use dispense_api::v1::batch_service_server::BatchServiceServer;
@@ -19,6 +20,7 @@ use dispense_api::v1::log_service_server::LogServiceServer;
 use dispense_api::v1::preview_service_server::PreviewServiceServer;
 use dispense_api::v1::runner_service_server::RunnerServiceServer;
 use dispense_api::v1::sandbox_service_server::SandboxServiceServer;
+use dispense_api::v1::ssh_service_server::SshServiceServer;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
@@ -34,6 +36,7 @@ pub(super) fn routes(parts: &Parts) -> Routes {
         .add_service(KeyServiceServer::new(keys::KeyDoor(parts.clone())))
         .add_service(BatchServiceServer::new(batch::BatchDoor(parts.clone())))
         .add_service(PreviewServiceServer::new(previews::PreviewDoor(parts.clone())))
+        .add_service(SshServiceServer::new(ssh::SshDoor(parts.clone())))
         .add_service(AuditServiceServer::new(audit::AuditDoor(parts.clone())))
         .add_service(EventServiceServer::new(events::EventDoor(parts.clone())))
         .add_service(parts.health.server())

@@ -4,6 +4,7 @@ mod describe;
 mod events;
 mod heartbeat;
 mod json;
+mod ssh;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -81,6 +82,7 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/api/v1/sandboxes/{id}/start", post(start_sandbox))
         .route("/api/v1/sandboxes/{id}/stop", post(stop_sandbox))
         .route("/api/v1/sandboxes/{id}/status", post(heartbeat::status))
+        .route("/api/v1/sandboxes/{id}/connection", get(ssh::connection))
         .route("/api/v1/events", get(events::events))
         .route("/api/v1/jobs", get(list_jobs))
         .route("/api/v1/jobs/{id}", get(get_job))

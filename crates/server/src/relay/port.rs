@@ -1,6 +1,4 @@
 //! A byte stream to a port of a sandbox, for the doors that speak a protocol over it themselves.
-//!
-//! The agent's answer is hostile until parsed: frames are bounded, and what is no `OpenPortResponse` ends the stream.
 
 use std::io;
 use std::pin::Pin;
@@ -9,18 +7,16 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::frame::{self, Decoder, Frame};
-use dispense_api::limits;
+use dispense_api::frame::{self, Frame};
 use dispense_api::method::Method;
 use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use dispense_api::v1::{OpenPortRequest, OpenPortResponse, open_port_request, open_port_response};
-use futures_util::Stream;
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::PollSender;
-use tonic::Streaming;
 
-use super::{AgentStream, Relay, Route};
+use super::call::{Answers, broken, lost};
+use super::{Relay, Route};
 
 /// Of one message towards the sandbox.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -29,11 +25,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The stream. Each direction ends by itself.
 pub(crate) struct PortStream {
-    inbound: Streaming<SessionFrame>,
+    answers: Answers,
     outbound: PollSender<SessionFrame>,
-    decoder: Decoder,
-    /// Bytes of the session that are no whole frame yet.
-    begun: BytesMut,
     /// Bytes of the port that were not read yet.
     unread: Bytes,
     read_ended: bool,
@@ -43,19 +36,11 @@ pub(crate) struct PortStream {
 impl Relay {
     /// Connects to a TCP port on the sandbox's loopback; `timeout` is for a sandbox that is starting.
     pub(crate) async fn connect_port(&self, route: &Route, port: u16, timeout: Duration) -> Result<PortStream, Error> {
-        let AgentStream { inbound, outbound } = self.open(route, timeout).await?;
         let first = OpenPortRequest { sandbox: route.sandbox.to_string(), port: port.into(), kind: None };
-        let mut head = BytesMut::new();
-        frame::encode_call(Method::OpenPort.path(), "", &mut head);
-        frame::encode(&first, &mut head);
-        let gone = || Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone");
-        let frame = SessionFrame { kind: Some(Kind::Data(head.freeze())) };
-        outbound.send(frame).await.map_err(|_| gone())?;
+        let (requests, answers) = self.call(route, Method::OpenPort, "", &first, timeout).await?;
         let mut stream = PortStream {
-            inbound,
-            outbound: PollSender::new(outbound),
-            decoder: Decoder::new(limits::RESPONSE_MESSAGE_MAX_BYTES),
-            begun: BytesMut::new(),
+            answers,
+            outbound: PollSender::new(requests.0),
             unread: Bytes::new(),
             read_ended: false,
             write_ended: false,
@@ -74,28 +59,13 @@ impl Relay {
 
 impl PortStream {
     fn poll_connected(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
-        match ready!(self.poll_frame(context)) {
+        match ready!(self.answers.poll_frame(context)) {
             Ok(Frame::Message(message)) => match kind(message) {
                 Some(open_port_response::Kind::Connected(_)) => Poll::Ready(Ok(())),
                 _ => Poll::Ready(Err(broken())),
             },
             Ok(Frame::Status(status)) => Poll::Ready(Err(Error::try_from(status).unwrap_or_else(|()| broken()))),
-            Err(error) => Poll::Ready(Err(Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, error.to_string()))),
-        }
-    }
-
-    /// The next frame of the agent.
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Frame>> {
-        loop {
-            match self.decoder.decode(&mut self.begun) {
-                Ok(Some(frame)) => return Poll::Ready(Ok(frame)),
-                Ok(None) => {}
-                Err(error) => return Poll::Ready(Err(io::Error::other(error))),
-            }
-            match ready!(Pin::new(&mut self.inbound).poll_next(context)) {
-                Some(Ok(SessionFrame { kind: Some(Kind::Data(data)) })) => self.begun.extend_from_slice(&data),
-                _ => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-            }
+            Err(error) => Poll::Ready(Err(lost(&error))),
         }
     }
 
@@ -113,10 +83,6 @@ fn kind(message: Bytes) -> Option<open_port_response::Kind> {
     OpenPortResponse::decode(message).ok()?.kind
 }
 
-fn broken() -> Error {
-    Error::new(Code::Internal, reason::PROTOCOL, "the sandbox's agent broke the protocol")
-}
-
 impl AsyncRead for PortStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -124,7 +90,7 @@ impl AsyncRead for PortStream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         while self.unread.is_empty() && !self.read_ended {
-            match ready!(self.poll_frame(context))? {
+            match ready!(self.answers.poll_frame(context))? {
                 Frame::Message(message) => match kind(message) {
                     Some(open_port_response::Kind::Data(data)) => self.unread = data,
                     Some(open_port_response::Kind::Eof(_)) => self.read_ended = true,

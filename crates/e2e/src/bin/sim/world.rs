@@ -110,6 +110,7 @@ async fn serve(data_dir: PathBuf, credentials: Arc<Mutex<Option<Credentials>>>, 
         access: AccessConfig::default(),
         rotate_secrets: false,
         previews: dispense_server::PreviewConfig::default(),
+        ssh: None,
         tls: None,
         database: None,
     };

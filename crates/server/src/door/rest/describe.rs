@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::events::EventsQuery;
 use super::heartbeat::{Heartbeat, Received};
 use super::json::{CreateJson, ErrorJson, JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJson};
+use super::ssh::ConnectionJson;
 use super::{ChangeQuery, JobsQuery, ListQuery};
 use crate::door::openapi::{Answer, Described};
 
@@ -63,6 +64,11 @@ fn sandboxes(schemas: &mut SchemaGenerator) -> Vec<Described> {
                 answer::<Received>(schemas),
             )
         },
+        read(
+            "/api/v1/sandboxes/{id}/connection",
+            "Tells how to reach a sandbox over SSH, with a credential of minutes",
+            answer::<ConnectionJson>(schemas),
+        ),
         read(
             "/api/v1/events",
             "Follows what happens to sandboxes, as server-sent events",

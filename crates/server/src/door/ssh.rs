@@ -1,0 +1,363 @@
+//! SSH: `ssh SANDBOX@server -p 2222`. Shells, commands, files and ports of one sandbox, for any SSH client.
+//!
+//! The user name is the sandbox. Who it is, a certificate, a registered key or, where that is switched on, an API key as
+//! the password says. Everything beyond is the agent's: a channel is a process of the sandbox, or a byte stream to a port.
+
+mod channel;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use dispense_api::error::Error;
+use dispense_api::id::SandboxId;
+use dispense_api::method::Method;
+use russh::keys::{Algorithm, Certificate, EcdsaCurve, PublicKey};
+use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
+use russh::{
+    Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Preferred, SshId, cipher, compression,
+    kex, mac,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Parts;
+use super::listener::Listener;
+use crate::auth::{Principal, Role};
+use crate::relay::Route;
+use crate::ssh::{Ssh, fingerprint};
+use crate::store::ssh_keys;
+use channel::Setup;
+
+/// Connections of the port.
+const CONNECTIONS_MAX: usize = 4096;
+/// Channels of one connection: terminals, forwarded connections.
+const CHANNELS_MAX: usize = 256;
+/// Until somebody has said who they are.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection on which nothing happens at all is ended.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+/// Unanswered: the peer is gone.
+const KEEPALIVE_MAX: usize = 4;
+/// A refusal takes this long, whatever it was for.
+const REJECTION_TIME: Duration = Duration::from_millis(500);
+const ATTEMPTS_MAX: usize = 6;
+/// For a sandbox that sleeps or starts.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// After `accept` failed for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between the network and a channel's reader.
+const CHANNEL_MESSAGES: usize = 64;
+
+/// What the door works with.
+#[derive(Clone)]
+pub(crate) struct SshDoor {
+    pub(crate) parts: Parts,
+    pub(crate) ssh: Arc<Ssh>,
+    /// An API key is taken as the password.
+    pub(crate) passwords: bool,
+}
+
+impl SshDoor {
+    fn config(&self) -> Config {
+        let (key, certificate) = self.ssh.authority.host();
+        let mut methods = vec![MethodKind::PublicKey];
+        methods.extend(self.passwords.then_some(MethodKind::Password));
+        Config {
+            server_id: SshId::Standard("SSH-2.0-dispense".into()),
+            methods: MethodSet::from(methods.as_slice()),
+            auth_rejection_time: REJECTION_TIME,
+            auth_rejection_time_initial: Some(Duration::ZERO),
+            keys: vec![key],
+            certificates: vec![certificate],
+            preferred: preferred(),
+            max_auth_attempts: ATTEMPTS_MAX,
+            inactivity_timeout: Some(IDLE_TIMEOUT),
+            keepalive_interval: Some(KEEPALIVE_INTERVAL),
+            keepalive_max: KEEPALIVE_MAX,
+            channel_buffer_size: CHANNEL_MESSAGES,
+            nodelay: true,
+            ..Config::default()
+        }
+    }
+
+    /// Accepts connections until `shutdown`.
+    pub(crate) async fn serve<L: Listener>(self, mut listener: L, tasks: TaskTracker, shutdown: CancellationToken) {
+        let config = Arc::new(self.config());
+        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                tracing::warn!(%peer, "too many SSH connections: one was closed");
+                continue;
+            };
+            let (door, config, shutdown) = (self.clone(), config.clone(), shutdown.clone());
+            tasks.spawn(async move {
+                door.connection(stream, peer, config, shutdown).await;
+                drop(slot);
+            });
+        }
+    }
+
+    async fn connection<S>(self, stream: S, peer: SocketAddr, config: Arc<Config>, shutdown: CancellationToken)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let entered = Arc::new(AtomicBool::new(false));
+        let connection = Connection {
+            door: self,
+            peer,
+            caller: None,
+            sandbox: String::new(),
+            entered: entered.clone(),
+            channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
+            setups: channel::Setups::default(),
+        };
+        let begun = tokio::time::timeout(LOGIN_TIMEOUT, russh::server::run_stream(config, stream, connection)).await;
+        let Ok(Ok(mut running)) = begun else { return };
+        let handle = running.handle();
+        let login = tokio::time::sleep(LOGIN_TIMEOUT);
+        tokio::pin!(login);
+        let mut waiting = true;
+        loop {
+            let why = tokio::select! {
+                ended = &mut running => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%peer, %error, "SSH connection");
+                    }
+                    return;
+                }
+                () = &mut login, if waiting => {
+                    waiting = false;
+                    if entered.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    "nobody has logged in"
+                }
+                () = shutdown.cancelled() => "the server ends",
+            };
+            // One that is gone needs no goodbye.
+            let _ = handle.disconnect(Disconnect::ByApplication, why.to_owned(), "en".to_owned()).await;
+            let _ = tokio::time::timeout(REJECTION_TIME, &mut running).await;
+            return;
+        }
+    }
+}
+
+/// What a scanner finds nothing against.
+fn preferred() -> Preferred {
+    const CURVES: [EcdsaCurve; 3] = [EcdsaCurve::NistP256, EcdsaCurve::NistP384, EcdsaCurve::NistP521];
+    let mut key = vec![Algorithm::Ed25519];
+    key.extend(CURVES.map(|curve| Algorithm::Ecdsa { curve }));
+    Preferred {
+        kex: vec![
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]
+        .into(),
+        key: key.into(),
+        cipher: vec![cipher::CHACHA20_POLY1305, cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR].into(),
+        mac: vec![mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM].into(),
+        compression: vec![compression::NONE].into(),
+        ..Preferred::default()
+    }
+}
+
+/// One client.
+struct Connection {
+    door: SshDoor,
+    peer: SocketAddr,
+    caller: Option<Principal>,
+    /// As the client named it.
+    sandbox: String,
+    entered: Arc<AtomicBool>,
+    channels: Arc<Semaphore>,
+    setups: channel::Setups,
+}
+
+impl Connection {
+    /// Notes who has come in, if they may use the sandbox at all.
+    fn enter(&mut self, user: &str, caller: Option<Principal>) -> Auth {
+        match caller.filter(|caller| caller.role >= Role::Member) {
+            Some(caller) => {
+                tracing::info!(peer = %self.peer, sandbox = %user, account = %caller.account, "SSH login");
+                self.caller = Some(caller);
+                user.clone_into(&mut self.sandbox);
+                self.entered.store(true, Ordering::Relaxed);
+                Auth::Accept
+            }
+            None => Auth::reject(),
+        }
+    }
+
+    async fn id(&self, user: &str) -> Option<SandboxId> {
+        // The error is the server's own, and in its log.
+        self.door.parts.sandboxes.id_of(user).await.ok().flatten()
+    }
+
+    /// Whose registered key it is.
+    async fn account(&self, key: &PublicKey) -> Option<String> {
+        let found = ssh_keys::find(self.door.parts.sandboxes.store.readers(), &fingerprint(key)).await;
+        found.ok().flatten().map(|key| key.account)
+    }
+
+    /// Where the sandbox is; wakes it.
+    async fn route(&self, method: Method) -> Result<Route, Error> {
+        let caller = self.caller.as_ref().expect("channels are opened after the login");
+        self.door.parts.sandboxes.seen_by(caller).route(&self.sandbox, method, START_TIMEOUT).await
+    }
+}
+
+type Done<T> = Result<T, russh::Error>;
+
+impl Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_password(&mut self, user: &str, password: &str) -> Done<Auth> {
+        if !self.door.passwords {
+            return Ok(Auth::reject());
+        }
+        let caller = self.door.parts.keys.open(password);
+        Ok(self.enter(user, caller))
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Done<Auth> {
+        let account = self.account(key.public_key).await;
+        let caller = account.and_then(|account| self.door.parts.keys.of_account(&account));
+        Ok(self.enter(user, caller))
+    }
+
+    async fn auth_openssh_certificate(&mut self, user: &str, certificate: &Certificate) -> Done<Auth> {
+        let Some(sandbox) = self.id(user).await else { return Ok(Auth::reject()) };
+        let key_id = self.door.ssh.authority.check(certificate, &sandbox);
+        let caller = key_id.and_then(|key_id| self.door.parts.gate.holder(&key_id));
+        Ok(self.enter(user, caller))
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Done<()> {
+        let Ok(slot) = self.channels.clone().try_acquire_owned() else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        self.setups.put(channel, slot);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _from: &str,
+        _from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Done<()> {
+        // The sandbox's own loopback, by any of its names: it is no way to other machines.
+        let own = ["localhost", "127.0.0.1", "::1", self.sandbox.as_str()].contains(&host);
+        let port = u16::try_from(port).ok().filter(|port| *port > 0 && own);
+        let (Some(port), Ok(slot)) = (port, self.channels.clone().try_acquire_owned()) else {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        };
+        let route = self.route(Method::OpenPort).await;
+        let relay = self.door.parts.relay.clone();
+        tokio::spawn(async move {
+            let stream = match route {
+                Ok(route) => relay.connect_port(&route, port, START_TIMEOUT).await,
+                Err(error) => Err(error),
+            };
+            match stream {
+                Ok(mut stream) => {
+                    reply.accept().await;
+                    let mut channel = channel.into_stream();
+                    if let Err(error) = tokio::io::copy_bidirectional(&mut channel, &mut stream).await {
+                        tracing::debug!(%error, "a forwarded connection ended");
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a connection was not forwarded");
+                    reply.reject(ChannelOpenFailure::ConnectFailed).await;
+                }
+            }
+            drop(slot);
+        });
+        Ok(())
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        term: &str,
+        cols: u32,
+        rows: u32,
+        _pixels: u32,
+        _pixels_high: u32,
+        _modes: &[(russh::Pty, u32)],
+        session: &mut Session,
+    ) -> Done<()> {
+        let set = self.setups.with(channel, |setup| setup.pty(term, cols, rows));
+        answer(session, channel, set)
+    }
+
+    async fn env_request(&mut self, channel: ChannelId, name: &str, value: &str, session: &mut Session) -> Done<()> {
+        let set = self.setups.with(channel, |setup| setup.variable(name, value));
+        answer(session, channel, set)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Done<()> {
+        self.start(channel, Setup::shell(), session).await
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, command: &[u8], session: &mut Session) -> Done<()> {
+        match std::str::from_utf8(command) {
+            Ok(command) => self.start(channel, Setup::command(command), session).await,
+            Err(_) => answer(session, channel, false),
+        }
+    }
+
+    async fn subsystem_request(&mut self, channel: ChannelId, name: &str, session: &mut Session) -> Done<()> {
+        match name {
+            "sftp" => self.start(channel, Setup::sftp(), session).await,
+            _ => answer(session, channel, false),
+        }
+    }
+}
+
+impl Connection {
+    /// Starts what a channel asks for; from here on a task has the channel.
+    async fn start(&mut self, id: ChannelId, args: Vec<String>, session: &mut Session) -> Done<()> {
+        let Some(setup) = self.setups.take(id) else { return answer(session, id, false) };
+        answer(session, id, true)?;
+        let route = self.route(Method::RunProcess).await;
+        tokio::spawn(setup.run(args, self.door.parts.relay.clone(), route, session.handle()));
+        Ok(())
+    }
+}
+
+fn answer(session: &mut Session, channel: ChannelId, done: bool) -> Done<()> {
+    if done { session.channel_success(channel) } else { session.channel_failure(channel) }
+}

@@ -1,0 +1,297 @@
+//! One session channel: what a client asks for before it starts something, and then the process, joined to it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::error::Error;
+use dispense_api::limits;
+use dispense_api::method::Method;
+use dispense_api::v1::{
+    OutputStream, ProcessEvent, ProcessExited, ProcessInput, ProcessRef, Pty, PtySize, RunProcessRequest,
+    SignalProcessRequest, StartProcess, process_event, process_exited, process_input, process_ref, run_process_request,
+};
+use russh::server::{Handle, Msg};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::relay::call::{Answers, Requests};
+use crate::relay::{Relay, Route};
+
+/// For the call; the sandbox runs by then.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of a terminal, as the agent takes it.
+const TERMINAL_MAX: u32 = 10_000;
+/// As ssh(1) exits when something else than the command failed.
+const FAILED: u32 = 255;
+/// The agent's own SFTP server.
+const SFTP: &str = "internal-sftp";
+const STDERR: u32 = 1;
+
+/// A channel on which nothing was started yet.
+pub(super) struct Setup {
+    channel: Channel<Msg>,
+    env: BTreeMap<String, String>,
+    pty: Option<Pty>,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Those of one connection.
+#[derive(Default)]
+pub(super) struct Setups(HashMap<ChannelId, Setup>);
+
+impl Setups {
+    pub(super) fn put(&mut self, channel: Channel<Msg>, slot: OwnedSemaphorePermit) {
+        self.0.insert(channel.id(), Setup { channel, env: BTreeMap::new(), pty: None, _slot: slot });
+    }
+
+    pub(super) fn take(&mut self, id: ChannelId) -> Option<Setup> {
+        self.0.remove(&id)
+    }
+
+    /// Changes one; `false` when that is refused.
+    pub(super) fn with(&mut self, id: ChannelId, change: impl FnOnce(&mut Setup) -> bool) -> bool {
+        self.0.get_mut(&id).is_some_and(change)
+    }
+}
+
+impl Setup {
+    /// A login shell: bash where there is one.
+    pub(super) fn shell() -> Vec<String> {
+        let script = "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l";
+        ["sh", "-c", script].map(str::to_owned).into()
+    }
+
+    /// As sshd has it: the user's words are a shell's.
+    pub(super) fn command(text: &str) -> Vec<String> {
+        ["sh", "-c", text].map(str::to_owned).into()
+    }
+
+    pub(super) fn sftp() -> Vec<String> {
+        vec![SFTP.to_owned()]
+    }
+
+    pub(super) fn pty(&mut self, term: &str, cols: u32, rows: u32) -> bool {
+        let (cols, rows) = (cols.min(TERMINAL_MAX), rows.min(TERMINAL_MAX));
+        self.pty = Some(Pty { cols, rows, term: term.chars().take(limits::MAP_KEY_MAX_BYTES).collect() });
+        true
+    }
+
+    pub(super) fn variable(&mut self, name: &str, value: &str) -> bool {
+        let fits = self.env.len() < limits::MAP_MAX_ENTRIES && name.len() <= limits::MAP_KEY_MAX_BYTES;
+        let plain = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+        let taken = fits && plain && value.len() <= limits::ENV_VALUE_MAX_BYTES;
+        if taken {
+            self.env.insert(name.to_owned(), value.to_owned());
+        }
+        taken
+    }
+
+    /// Runs a process to its end.
+    pub(super) async fn run(self, args: Vec<String>, relay: Arc<Relay>, route: Result<Route, Error>, handle: Handle) {
+        let Self { channel, env, pty, _slot } = self;
+        let start = StartProcess {
+            args,
+            env: env.into_iter().collect(),
+            // An interactive shell is that of a terminal; all else has pipes.
+            pty,
+            stdin: true,
+            ..StartProcess::default()
+        };
+        let (mut reader, writer) = channel.split();
+        let ended = match route {
+            Ok(route) => joined(&mut reader, &writer, start, &relay, &route).await,
+            Err(error) => Err(error),
+        };
+        let status = match ended {
+            Ok(exited) => exited,
+            Err(error) => {
+                let text = format!("dispense: {}\r\n", error.message);
+                // A client that is gone does not read it.
+                let _ = writer.extended_data_bytes(STDERR, text.into_bytes()).await;
+                ProcessExited { status: Some(process_exited::Status::Code(FAILED)), ..Default::default() }
+            }
+        };
+        finish(&writer, &handle, status).await;
+    }
+}
+
+/// Joins a channel and a process, until the process has ended.
+async fn joined(
+    reader: &mut ChannelReadHalf,
+    writer: &ChannelWriteHalf<Msg>,
+    start: StartProcess,
+    relay: &Arc<Relay>,
+    route: &Route,
+) -> Result<ProcessExited, Error> {
+    let sandbox = route.sandbox.to_string();
+    let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
+    let (requests, mut answers) = relay.call(route, Method::RunProcess, "", &first, CALL_TIMEOUT).await?;
+    let pid = started(&mut answers).await?;
+    let kill = Kill { relay: relay.clone(), route: route.clone(), pid };
+    let input = forward_input(reader, requests, &kill);
+    let output = forward_output(&mut answers, writer);
+    tokio::select! {
+        // Output is what a client waits for; input that is under way then is for nobody.
+        ended = output => ended,
+        // A client that closed the channel, or its connection, has left the process; as sshd does, it is told so.
+        () = input => {
+            kill.send(signals::HUP).await;
+            Ok(ProcessExited { status: Some(process_exited::Status::Code(FAILED)), ..Default::default() })
+        }
+    }
+}
+
+async fn started(answers: &mut Answers) -> Result<u32, Error> {
+    while let Some(event) = answers.next::<ProcessEvent>().await? {
+        if let Some(process_event::Kind::Started(process)) = event.kind {
+            return Ok(process.pid);
+        }
+    }
+    Err(crate::relay::call::broken())
+}
+
+/// Gives the process what the client sends; returns when the client has closed the channel.
+async fn forward_input(reader: &mut ChannelReadHalf, requests: Requests, kill: &Kill) {
+    let send = async |kind| {
+        let input = ProcessInput { kind: Some(kind), offset: 0 };
+        requests
+            .send(&RunProcessRequest { sandbox: String::new(), kind: Some(run_process_request::Kind::Input(input)) })
+            .await
+    };
+    while let Some(message) = reader.wait().await {
+        let taken = match message {
+            ChannelMsg::Data { data } => send(process_input::Kind::Data(data)).await,
+            ChannelMsg::Eof => send(process_input::Kind::Eof(true)).await,
+            ChannelMsg::WindowChange { col_width, row_height, .. } => {
+                let (cols, rows) = (col_width.min(TERMINAL_MAX), row_height.min(TERMINAL_MAX));
+                send(process_input::Kind::Resize(PtySize { cols, rows })).await
+            }
+            ChannelMsg::Signal { signal } => {
+                if let Some(number) = signals::number(&signal) {
+                    kill.send(number).await;
+                }
+                true
+            }
+            ChannelMsg::Close => return,
+            // What was asked for before the start, and what SSH has besides.
+            _ => true,
+        };
+        if !taken {
+            // The process takes no more; its output may go on.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Gives the client what the process writes; returns when the process has ended.
+async fn forward_output(answers: &mut Answers, writer: &ChannelWriteHalf<Msg>) -> Result<ProcessExited, Error> {
+    while let Some(event) = answers.next::<ProcessEvent>().await? {
+        match event.kind {
+            Some(process_event::Kind::Output(output)) => {
+                let stream = output.stream();
+                let sent = match stream {
+                    OutputStream::Stderr => writer.extended_data_bytes(STDERR, output.data).await,
+                    _ => writer.data_bytes(output.data).await,
+                };
+                if sent.is_err() {
+                    // The client is gone; the other direction notices.
+                    std::future::pending::<()>().await;
+                }
+            }
+            Some(process_event::Kind::Exited(exited)) => return Ok(exited),
+            // Of a stream that is read as it comes nothing is dropped.
+            _ => {}
+        }
+    }
+    Err(crate::relay::call::broken())
+}
+
+/// Tells how it ended, and closes. A client that is gone needs none of it.
+async fn finish(writer: &ChannelWriteHalf<Msg>, handle: &Handle, exited: ProcessExited) {
+    let _ = writer.eof().await;
+    match exited.status {
+        Some(process_exited::Status::Signal(signal)) => match signals::name(signal) {
+            Some(name) => {
+                let _ = handle.exit_signal_request(writer.id(), name, false, String::new(), "en".to_owned()).await;
+            }
+            // One that SSH has no name for, as a shell tells it.
+            None => {
+                let _ = writer.exit_status(128 + signal).await;
+            }
+        },
+        Some(process_exited::Status::Code(code)) => {
+            let _ = writer.exit_status(code).await;
+        }
+        None => {
+            let _ = writer.exit_status(FAILED).await;
+        }
+    }
+    let _ = writer.close().await;
+}
+
+/// Signals a process's group.
+struct Kill {
+    relay: Arc<Relay>,
+    route: Route,
+    pid: u32,
+}
+
+impl Kill {
+    async fn send(&self, signal: u32) {
+        let process = Some(ProcessRef { by: Some(process_ref::By::Pid(self.pid)) });
+        let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
+        let told = async {
+            let (_requests, mut answers) =
+                self.relay.call(&self.route, Method::SignalProcess, "", &request, CALL_TIMEOUT).await?;
+            answers.next::<dispense_api::v1::Process>().await
+        };
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "a signal was not sent");
+        }
+    }
+}
+
+/// Linux's numbers and SSH's names of signals.
+mod signals {
+    use russh::Sig;
+
+    pub(super) const HUP: u32 = 1;
+
+    pub(super) fn number(signal: &Sig) -> Option<u32> {
+        Some(match signal {
+            Sig::HUP => HUP,
+            Sig::INT => 2,
+            Sig::QUIT => 3,
+            Sig::ILL => 4,
+            Sig::ABRT => 6,
+            Sig::FPE => 8,
+            Sig::KILL => 9,
+            Sig::USR1 => 10,
+            Sig::SEGV => 11,
+            Sig::PIPE => 13,
+            Sig::ALRM => 14,
+            Sig::TERM => 15,
+            Sig::Custom(name) if name == "USR2" => 12,
+            Sig::Custom(_) => return None,
+        })
+    }
+
+    pub(super) fn name(number: u32) -> Option<Sig> {
+        const ALL: [Sig; 12] = [
+            Sig::HUP,
+            Sig::INT,
+            Sig::QUIT,
+            Sig::ILL,
+            Sig::ABRT,
+            Sig::FPE,
+            Sig::KILL,
+            Sig::USR1,
+            Sig::SEGV,
+            Sig::PIPE,
+            Sig::ALRM,
+            Sig::TERM,
+        ];
+        ALL.into_iter().find(|signal| self::number(signal) == Some(number))
+    }
+}
