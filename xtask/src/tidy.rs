@@ -64,6 +64,7 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("crypto-common", "sqlx is on digest 0.10"),
     ("digest", "sqlx is on digest 0.10"),
     ("sha2", "sqlx is on digest 0.10"),
+    ("matchit", "axum is behind socketioxide"),
     ("rand", "proptest is behind"),
     ("rand_core", "proptest is behind"),
     ("rand_chacha", "proptest is behind"),

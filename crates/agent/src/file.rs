@@ -3,6 +3,7 @@
 //! The agent is inside the sandbox, so a path can lead to nothing but the sandbox's own files. What blocks runs
 //! on the blocking pool, joined by bounded channels.
 
+pub(crate) mod beneath;
 pub(crate) mod content;
 pub(crate) mod transfer;
 pub(crate) mod tree;

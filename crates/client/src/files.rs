@@ -71,7 +71,13 @@ impl Client {
         offset: u64,
         length: u64,
     ) -> Result<Download<v1::ReadFileResponse>, Error> {
-        let request = v1::ReadFileRequest { sandbox: sandbox.to_owned(), path: path.to_owned(), offset, length };
+        let request = v1::ReadFileRequest {
+            sandbox: sandbox.to_owned(),
+            path: path.to_owned(),
+            offset,
+            length,
+            beneath: String::new(),
+        };
         let mut stream = idempotent(|| async { self.files().read_file(request.clone()).await }).await?;
         let first = stream.message().await.map_err(error::of)?;
         let Some(read_file_response::Kind::File(file)) = first.and_then(|message| message.kind) else {
@@ -149,7 +155,12 @@ impl Client {
 
     /// Lists a directory, `depth` levels down; 0 means 1.
     pub async fn list_directory(&self, sandbox: &str, path: &str, depth: u32) -> Result<Vec<v1::File>, Error> {
-        let request = v1::ListDirectoryRequest { sandbox: sandbox.to_owned(), path: path.to_owned(), depth };
+        let request = v1::ListDirectoryRequest {
+            sandbox: sandbox.to_owned(),
+            path: path.to_owned(),
+            depth,
+            beneath: String::new(),
+        };
         let mut stream = idempotent(|| async { self.files().list_directory(request.clone()).await }).await?;
         let mut all = Vec::new();
         while let Some(batch) = stream.message().await.map_err(error::of)? {

@@ -15,6 +15,7 @@ mod rest;
 mod service;
 pub(crate) mod ssh;
 pub(crate) mod tls;
+mod workspace;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
+use workspace::WorkspaceDoor;
 
 use crate::auth::gate::Gate;
 use crate::auth::limit::RETRY_AFTER;
@@ -78,6 +80,7 @@ pub(crate) struct Doors {
     rest: Router,
     cors: Option<CorsLayer>,
     previews: PreviewDoor,
+    workspace: WorkspaceDoor,
 }
 
 impl Doors {
@@ -87,7 +90,8 @@ impl Doors {
         let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
         let previews = PreviewDoor::new(parts.clone());
-        Self { grpc, rest, cors, previews, parts }
+        let workspace = WorkspaceDoor::new(parts.clone(), origins);
+        Self { grpc, rest, cors, previews, workspace, parts }
     }
 
     /// Answers one request.
@@ -109,9 +113,16 @@ impl Doors {
             (content_type.starts_with(b"application/grpc"), content_type.starts_with(b"application/grpc-web"));
         let request_id = observe::request_id(request.headers());
         request.headers_mut().insert(REQUEST_ID, request_id.clone());
-        let door = if is_grpc { "grpc" } else { "rest" };
+        let is_workspace = WorkspaceDoor::serves(request.uri().path());
+        let door = match (is_workspace, is_grpc) {
+            (true, _) => "workspace",
+            (false, true) => "grpc",
+            (false, false) => "rest",
+        };
         let observation = Observation::begin(self.parts.metrics.clone(), door, request_id);
-        let response = if is_web {
+        let response = if is_workspace {
+            self.workspace.serve(request.map(Body::new)).await
+        } else if is_web {
             let grpc = service_fn(|request| self.clone().grpc(request));
             GrpcWebLayer::new().layer(grpc).oneshot(request).await.map(|response| response.map(Body::new))
         } else if is_grpc {

@@ -15,7 +15,8 @@ use prost::encoding::encode_varint;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use super::{blocking, describe, owner, refusal, resolve};
+use super::beneath::{self, Place};
+use super::{blocking, describe, owner, refusal};
 use crate::call::{Requests, Responses, gone};
 use crate::serve::Agent;
 
@@ -28,12 +29,9 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let request: ReadFileRequest = requests.only().await?;
-    let path = resolve(agent, &request.path)?;
-    let (file, described) = blocking({
-        let path = path.clone();
-        move || open(&path, request.offset)
-    })
-    .await?;
+    let place = beneath::existing(agent, &request.path, &request.beneath)?;
+    let path = place.shown.clone();
+    let (file, described) = blocking(move || open(&place, request.offset)).await?;
     responses.send(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) }).await.map_err(gone)?;
     let left = if request.length == 0 { u64::MAX } else { request.length };
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
@@ -45,8 +43,9 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     reader.await.map_err(failed)?.map_err(|error| refusal("read", &path, &error))
 }
 
-fn open(path: &Path, offset: u64) -> Result<(File, v1::File), Error> {
-    let failed = |error: io::Error| refusal("read", path, &error);
+fn open(place: &Place, offset: u64) -> Result<(File, v1::File), Error> {
+    let path = &place.path;
+    let failed = |error: io::Error| refusal("read", &place.shown, &error);
     // A pipe without a writer would block the open for ever.
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
@@ -59,7 +58,7 @@ fn open(path: &Path, offset: u64) -> Result<(File, v1::File), Error> {
     if offset > 0 {
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
     }
-    Ok((file, describe(path, &meta)))
+    Ok((file, describe(&place.shown, &meta)))
 }
 
 /// Sends what `reader` has, in chunks; ends early when nobody takes them.
@@ -93,11 +92,11 @@ pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let Some(write_file_request::Kind::Open(open)) = request.kind else {
         return Err(Error::new(Code::InvalidArgument, "file_invalid", "the first message must have `open`"));
     };
-    let path = resolve(agent, &open.path)?;
+    let place = beneath::replaced(agent, &open.path, &open.beneath)?;
     let named = (!open.owner.is_empty()).then(|| owner(agent, &open.owner)).transpose()?;
     let default = owner(agent, "")?;
     let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-    let writer = tokio::task::spawn_blocking(move || Replacement::write(&path, &open, named, default, chunks));
+    let writer = tokio::task::spawn_blocking(move || Replacement::write(&place, &open, named, default, chunks));
     let failed = |_| Error::new(Code::Internal, "file_failed", "the file operation ended unexpectedly");
     loop {
         let message = requests.next::<WriteFileRequest>().await?;
@@ -133,19 +132,23 @@ struct Replacement {
 
 impl Replacement {
     fn write(
-        path: &Path,
+        place: &Place,
         open: &v1::WriteFile,
         named: Option<Owner>,
         default: Owner,
         mut chunks: mpsc::Receiver<Bytes>,
     ) -> Result<v1::File, Error> {
-        let failed = |error: io::Error| refusal("write", path, &error);
+        let path = &place.path;
+        let failed = |error: io::Error| refusal("write", &place.shown, &error);
         let parent = path.parent().ok_or_else(|| failed(io::Error::from_raw_os_error(libc::EISDIR)))?;
         if open.parents {
             fs::create_dir_all(parent).map_err(failed)?;
         }
-        // The target of a link is replaced, as an editor does, and not the link.
-        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        // The target of a link is replaced, as an editor does, and not the link. A confined path has none.
+        let target = match open.beneath.as_str() {
+            "" => fs::canonicalize(path).unwrap_or_else(|_| path.to_owned()),
+            _ => path.to_owned(),
+        };
         let replaced = fs::metadata(&target).ok();
         if open.exclusive && fs::symlink_metadata(path).is_ok() {
             return Err(failed(io::Error::from_raw_os_error(libc::EEXIST)));
@@ -176,7 +179,7 @@ impl Replacement {
         this.file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
         this.finish(&target, open.exclusive).map_err(failed)?;
         let meta = fs::symlink_metadata(&target).map_err(failed)?;
-        Ok(describe(path, &meta))
+        Ok(describe(&place.shown, &meta))
     }
 
     fn create(target: &Path) -> io::Result<Self> {

@@ -13,6 +13,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
+use super::beneath::{self, Place};
 use super::{blocking, describe, refusal, resolve};
 use crate::call::{Requests, Responses, gone};
 use crate::serve::Agent;
@@ -30,10 +31,10 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let request: ListDirectoryRequest = requests.only().await?;
-    let path = resolve(agent, &request.path)?;
+    let place = beneath::existing(agent, &request.path, &request.beneath)?;
     let depth = request.depth.clamp(1, DEPTH_MAX);
     let (sender, mut batches) = mpsc::channel(BATCHES_IN_FLIGHT);
-    let walk = blocking(move || walk(&path, depth, &sender));
+    let walk = blocking(move || walk(&place, depth, &sender));
     let send = async {
         while let Some(files) = batches.recv().await {
             responses.send(&ListDirectoryResponse { files }).await.map_err(gone)?;
@@ -44,15 +45,17 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
     walked.and(sent)
 }
 
-fn walk(root: &Path, depth: u32, sender: &mpsc::Sender<Vec<v1::File>>) -> Result<(), Error> {
+fn walk(place: &Place, depth: u32, sender: &mpsc::Sender<Vec<v1::File>>) -> Result<(), Error> {
+    let root = &place.path;
+    let shown = |path: &Path| path.strip_prefix(root).map_or(place.shown.clone(), |below| place.shown.join(below));
     let mut batch = Vec::new();
     let mut folders = vec![(root.to_owned(), 1)];
     while let Some((folder, level)) = folders.pop() {
-        let failed = |error: io::Error| refusal("list", &folder, &error);
+        let failed = |error: io::Error| refusal("list", &shown(&folder), &error);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             // A folder below may go, or be closed to this user; the one asked for may not.
-            Err(_) if folder != root => continue,
+            Err(_) if folder != *root => continue,
             Err(error) => return Err(failed(error)),
         };
         let mut paths: Vec<PathBuf> =
@@ -61,7 +64,7 @@ fn walk(root: &Path, depth: u32, sender: &mpsc::Sender<Vec<v1::File>>) -> Result
         let mut below = Vec::new();
         for path in paths {
             let Ok(meta) = fs::symlink_metadata(&path) else { continue };
-            batch.push(describe(&path, &meta));
+            batch.push(v1::File { path: shown(&path).to_string_lossy().into_owned(), ..describe(&path, &meta) });
             if batch.len() >= BATCH_ENTRIES && sender.blocking_send(std::mem::take(&mut batch)).is_err() {
                 return Ok(());
             }

@@ -200,6 +200,7 @@ async fn files_are_written_whole_and_read_in_ranges() {
         path: "sub/file".into(),
         offset: 1_000_001,
         length: 2_000_000,
+        beneath: String::new(),
     })
     .await;
     let mut seen = Vec::new();
@@ -233,7 +234,8 @@ async fn trees_are_listed_moved_and_removed() {
     std::fs::write(sandbox.path().join("a/b/file"), "x").expect("writable");
     std::os::unix::fs::symlink("/etc", sandbox.path().join("a/link")).expect("writable");
     let mut list = sandbox.call(Method::ListDirectory);
-    list.send(&v1::ListDirectoryRequest { sandbox: String::new(), path: "a".into(), depth: 3 }).await;
+    list.send(&v1::ListDirectoryRequest { sandbox: String::new(), path: "a".into(), depth: 3, beneath: String::new() })
+        .await;
     let files: v1::ListDirectoryResponse = list.message().await;
     let names: Vec<_> = files.files.iter().map(|file| file.path.rsplit('/').next().unwrap_or_default()).collect();
     assert_eq!(names, ["b", "link", "file"]);

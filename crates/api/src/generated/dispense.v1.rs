@@ -2231,6 +2231,10 @@ pub struct ReadFileRequest {
     /// 0 means to the end.
     #[prost(uint64, tag = "4")]
     pub length: u64,
+    /// An absolute directory that the path, which is relative to it then, may not leave, not by a link either
+    /// (`permission_denied`). Empty: anywhere.
+    #[prost(string, tag = "5")]
+    pub beneath: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReadFileResponse {
@@ -2263,6 +2267,9 @@ pub struct WriteFile {
     /// Refuse with `already_exists` when there is a file.
     #[prost(bool, tag = "5")]
     pub exclusive: bool,
+    /// As in ReadFileRequest. A link within it is followed.
+    #[prost(string, tag = "6")]
+    pub beneath: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteFileRequest {
@@ -2291,6 +2298,9 @@ pub struct ListDirectoryRequest {
     /// Levels below `path`; 0 means 1.
     #[prost(uint32, tag = "3")]
     pub depth: u32,
+    /// As in ReadFileRequest.
+    #[prost(string, tag = "4")]
+    pub beneath: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListDirectoryResponse {

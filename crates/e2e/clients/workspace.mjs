@@ -1,0 +1,135 @@
+// A sandbox's workspace with socket.io-client: files, a terminal, changes on the disk, what leads out of it, who may not.
+import assert from 'node:assert';
+import { execFileSync } from 'node:child_process';
+import { io } from 'socket.io-client';
+
+const { DISPENSE_ADDRESS: address, DISPENSE_API_KEY: token, DISPENSE: dispense } = process.env;
+const url = `http://${address}`;
+const inside = (script) => execFileSync(dispense, ['exec', 'web', '--', 'sh', '-c', script], { encoding: 'utf8' });
+const connect = (options = {}) =>
+  io(url, { path: '/workspace/web', auth: { token }, reconnection: false, forceNew: true, ...options });
+const event = (socket, name, accept = () => true) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error(`no ${name} within 30 s`)), 30000);
+    const listen = (data) => {
+      if (!accept(data)) return;
+      clearTimeout(timer);
+      socket.off(name, listen);
+      resolve(data);
+    };
+    socket.on(name, listen);
+  });
+const ask = (socket, name, data) => socket.timeout(30000).emitWithAck(name, data);
+// The terminal's output from now on, until it has a text.
+const output = (socket, wanted) => {
+  let all = '';
+  return event(socket, 'terminal:data', ({ data }) => (all += data).includes(wanted)).then(() => all);
+};
+
+inside('rm -rf /workspace/*; mkdir -p src node_modules; printf hello > src/a.txt; printf "\\377\\000" > src/b.bin; ln -s /etc out');
+for (const transports of [['polling'], ['websocket'], ['polling', 'websocket']]) {
+  const socket = connect({ transports });
+  await event(socket, 'connect');
+  const refresh = event(socket, 'file:refresh');
+  const listed = await ask(socket, 'fetchDir', { path: '' });
+  assert.deepEqual(listed.tree.map(({ name, path, type }) => [name, path, type]), [
+    ['node_modules', 'node_modules', 'dir'],
+    ['src', 'src', 'dir'],
+    ['out', 'out', 'file'],
+  ]);
+  assert.deepEqual((await refresh).tree, listed.tree);
+  const told = event(socket, 'file:content');
+  const text = await ask(socket, 'fetchContent', { path: 'src/a.txt' });
+  assert.deepEqual([text.ok, text.content, text.encoding], [true, 'hello', 'utf8']);
+  assert.equal((await told).content, 'hello');
+  const binary = await ask(socket, 'fetchContent', { path: 'src/b.bin' });
+  assert.deepEqual([binary.content, binary.encoding], ['/wA=', 'base64']);
+  const written = await ask(socket, 'updateContent', { path: 'src/new.txt', content: 'déjà\n' });
+  assert.deepEqual(written, { ok: true });
+  assert.equal(inside('cat src/new.txt; rm src/new.txt'), 'déjà\n');
+  await ask(socket, 'updateContent', { path: 'src/raw', content: 'AAEC', encoding: 'base64' });
+  assert.equal(inside('od -An -tx1 src/raw; rm src/raw').trim(), '00 01 02');
+
+  // What leads out of the workspace is refused, and the allowed neighbour above was not.
+  for (const path of ['../etc/passwd', '/etc/passwd', 'src/../../etc/passwd', 'out/passwd', 'out', '/workspace/src/a.txt']) {
+    for (const [name, data] of [['fetchContent', { path }], ['fetchDir', { path }], ['updateContent', { path, content: 'x' }]]) {
+      const answer = await ask(socket, name, data);
+      assert.equal(answer.error?.code, 'permission_denied', `${name} ${path}: ${JSON.stringify(answer)}`);
+    }
+  }
+  const failed = event(socket, 'error');
+  assert.equal((await ask(socket, 'fetchContent', { path: 'nothing' })).error.code, 'not_found');
+  assert.equal((await failed).code, 'not_found');
+  assert.equal((await ask(socket, 'fetchContent', {})).error.code, 'invalid_argument');
+  inside('truncate -s 17M big');
+  assert.equal((await ask(socket, 'fetchContent', { path: 'big' })).error.code, 'resource_exhausted');
+  inside('rm big');
+
+  // A terminal, with its size, and text that is no ASCII.
+  assert.deepEqual(await ask(socket, 'terminal:resize', { cols: 100, rows: 30 }), { ok: true });
+  const size = output(socket, '30 100');
+  await ask(socket, 'terminal:write', { data: 'stty size; printf "\\342\\202\\254\\n"\n' });
+  await size;
+  const ended = event(socket, 'terminal:exit');
+  await ask(socket, 'terminal:write', { data: 'exit 3\n' });
+  assert.deepEqual(await ended, { code: 3 });
+  const again = output(socket, 'in /workspace');
+  await ask(socket, 'terminal:write', { data: 'echo in $PWD\n' });
+  await again;
+
+  // Changes on the disk, but for those of tools.
+  await ask(socket, 'fetchDir', { path: 'src' });
+  const changed = event(socket, 'file:refresh', ({ path, tree }) => path === 'src' && tree.some(({ name }) => name === 'made'));
+  inside('touch node_modules/x; touch src/made');
+  await changed;
+  inside('rm src/made node_modules/x');
+  socket.disconnect();
+}
+
+// A lot of output, none of it lost, to a client that takes it as it comes.
+const many = connect({ transports: ['websocket'] });
+await event(many, 'connect');
+let bytes = 0;
+const finished = event(many, 'terminal:data', ({ data }) => ((bytes += data.length), data.includes('the-end')));
+await ask(many, 'terminal:write', { data: "stty -echo; head -c 5000000 /dev/zero | tr '\\\\0' x; echo the-'e'nd\n" });
+await finished;
+assert.ok(bytes > 5_000_000, `${bytes} bytes`);
+many.disconnect();
+
+// A client that names its session finds its terminal again, with what it missed.
+const auth = { token, session: 'tab-1' };
+const first = connect({ auth });
+await event(first, 'connect');
+let offset = 0;
+first.on('terminal:data', (data) => (offset = data.offset));
+const ready = output(first, 'marked');
+await ask(first, 'terminal:write', { data: 'X=kept; echo mark""ed; while ! test -e /workspace/go; do sleep 0.1; done; echo miss""ed\n' });
+await ready;
+first.io.engine.close();
+inside('touch go; sleep 1; rm go');
+const back = connect({ auth: { ...auth, offset } });
+const missed = output(back, 'missed');
+await missed;
+const kept = output(back, 'is kept');
+await ask(back, 'terminal:write', { data: 'echo is $X\n' });
+await kept;
+const gone = event(back, 'terminal:exit');
+await ask(back, 'terminal:write', { data: 'exit\n' });
+await gone;
+back.disconnect();
+
+// Who may not come in.
+const wrong = [
+  [{ auth: {} }, /unauthenticated/],
+  [{ auth: { token: 'dsp_0000000000000000000000000000000000000000' } }, /unauthenticated/],
+  [{ path: '/workspace/nothing' }, /not_found/],
+];
+for (const [options, message] of wrong) {
+  const socket = connect(options);
+  const error = await event(socket, 'connect_error');
+  assert.match(error.message, message);
+  socket.close();
+}
+const foreign = connect({ transports: ['websocket'], extraHeaders: { origin: 'http://evil.example' } });
+await event(foreign, 'connect_error');
+foreign.close();

@@ -1,0 +1,285 @@
+//! The workspace of a sandbox in a browser: a terminal and files over Socket.IO v4, at `/workspace/{sandbox}`.
+//!
+//! ```text
+//! io(url, {path: "/workspace/web", auth: {token, session?, offset?}})
+//!     fetchDir fetchContent updateContent ──► the agent's FileService, beneath /workspace
+//!     terminal:write terminal:resize      ──► a shell of this connection, opened at the first use
+//!     file:refresh                        ◄── what was listed and has changed
+//! ```
+//!
+//! The token is an API key, best one with a scope and a short life. Nothing reaches the sandbox before it was checked.
+
+mod files;
+mod terminal;
+mod watch;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use dispense_api::error::{Code, Error};
+use dispense_api::method::Method;
+use http::header::ORIGIN;
+use http::{HeaderValue, Request, Uri};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use socketioxide::extract::{AckSender, SocketRef, TryData};
+use socketioxide::handler::ConnectHandler;
+use socketioxide::{ParserConfig, SocketIo};
+use tower::util::BoxCloneSyncService;
+use tower::{ServiceExt, service_fn};
+
+use super::rest::Refusal;
+use super::{Parts, observe::Matched};
+use crate::auth::{Principal, Role};
+use crate::relay::Route;
+use crate::sandbox::spec::clip;
+use terminal::{Parked, Terminal};
+
+/// Where the workspace is in every sandbox.
+const ROOT: &str = "/workspace";
+/// Of the paths that this door serves.
+const PREFIX: &str = "/workspace/";
+/// One event: a file of the largest size that is carried, in base64, and its frame.
+const EVENT_MAX_BYTES: usize = 24 << 20;
+/// Packets that wait for a slow client.
+const QUEUE_PACKETS: usize = 256;
+/// For a sandbox that sleeps or starts.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of a name that a client gives its session.
+const SESSION_MAX_BYTES: usize = 128;
+
+/// The door.
+#[derive(Clone)]
+pub(super) struct WorkspaceDoor {
+    service: BoxCloneSyncService<Request<Body>, Response, Infallible>,
+    origins: Arc<[HeaderValue]>,
+}
+
+/// In a request's extensions: the sandbox that its path names.
+#[derive(Debug, Clone)]
+struct Named(String);
+
+/// What a client says of itself when it connects.
+#[derive(Debug, Deserialize)]
+struct Auth {
+    token: String,
+    /// Of the client's own choice: one that comes back with it gets its terminal back.
+    #[serde(default)]
+    session: String,
+    /// Of the terminal's output, as `terminal:data` told it: what the client has seen.
+    #[serde(default)]
+    offset: Option<u64>,
+}
+
+/// One client.
+pub(super) struct Client {
+    parts: Parts,
+    caller: Principal,
+    sandbox: String,
+    session: String,
+    offset: Option<u64>,
+    parked: Arc<Parked>,
+    terminal: Terminal,
+    watch: watch::Watch,
+}
+
+impl Client {
+    /// Where the sandbox is, for a call that this client may make.
+    async fn route(&self, method: Method) -> Result<Route, Error> {
+        self.parts.sandboxes.seen_by(&self.caller).route(&self.sandbox, method, START_TIMEOUT).await
+    }
+}
+
+impl WorkspaceDoor {
+    pub(super) fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
+        let (service, io) = SocketIo::builder()
+            .req_path("/workspace")
+            .max_payload(EVENT_MAX_BYTES as u64)
+            .ws_max_message_size(EVENT_MAX_BYTES)
+            .ws_max_frame_size(EVENT_MAX_BYTES)
+            .max_buffer_size(QUEUE_PACKETS)
+            .with_parser(ParserConfig::common().max_incoming_binary_buf_size(EVENT_MAX_BYTES).max_incoming_binaries(4))
+            .build_svc();
+        let parked = Arc::new(Parked::default());
+        let enter = move |socket: SocketRef, auth: TryData<Auth>| {
+            let (parts, parked) = (parts.clone(), parked.clone());
+            async move { enter(parts, parked, &socket, auth.0.ok()).await.map_err(|error| error.message) }
+        };
+        io.ns("/", connected.with(enter));
+        let service = service_fn(move |request: Request<Body>| {
+            let service = service.clone();
+            async move { Ok(service.oneshot(request).await?.map(Body::new)) }
+        });
+        let service = BoxCloneSyncService::new(service);
+        Self { service, origins: origins.into() }
+    }
+
+    /// Whether a path is this door's.
+    pub(super) fn serves(path: &str) -> bool {
+        path.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
+    }
+
+    /// Answers one request of the transport.
+    pub(super) async fn serve(self, mut request: Request<Body>) -> Result<Response, Infallible> {
+        if let Err(error) = self.check_origin(&request) {
+            return Ok(Refusal(error).into_response());
+        }
+        let rest = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
+        let named = Named(rest.split('/').next().unwrap_or_default().to_owned());
+        let query =
+            request.uri().query().map_or_else(|| "/workspace/".to_owned(), |query| format!("/workspace/?{query}"));
+        if let Ok(uri) = query.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+        request.extensions_mut().insert(named);
+        let mut response = self.service.oneshot(request).await?;
+        Matched("workspace".to_owned()).note(&mut response, None);
+        Ok(response)
+    }
+
+    /// A browser says which page asks. The token protects already; this keeps other pages from trying.
+    fn check_origin(&self, request: &Request<Body>) -> Result<(), Error> {
+        let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
+        let own = || {
+            let host = request.uri().authority().map(|host| host.as_str());
+            let host = host.or_else(|| request.headers().get(http::header::HOST)?.to_str().ok())?;
+            Some(origin.to_str().ok()?.split_once("://")?.1.eq_ignore_ascii_case(host))
+        };
+        if self.origins.contains(origin) || own() == Some(true) {
+            return Ok(());
+        }
+        let message = "pages of this origin may not connect: add it to `server.cors.allowed_origins`";
+        Err(Error::new(Code::PermissionDenied, "cross_origin", message))
+    }
+}
+
+/// Lets a client in, or not: the error is what its `connect_error` has.
+async fn enter(parts: Parts, parked: Arc<Parked>, socket: &SocketRef, auth: Option<Auth>) -> Result<(), Error> {
+    let refused = |message: &str| Error::new(Code::Unauthenticated, "unauthenticated", message);
+    let auth = auth.ok_or_else(|| refused("unauthenticated: `auth.token` is missing: it is an API key"))?;
+    let Some(Named(sandbox)) = socket.req_parts().extensions.get::<Named>().cloned() else {
+        return Err(refused("unauthenticated: the path names no sandbox"));
+    };
+    let caller = parts.keys.open(&auth.token).ok_or_else(|| refused("unauthenticated: `auth.token` is not valid"))?;
+    if caller.role < Role::Member {
+        return Err(Error::new(Code::PermissionDenied, "role", "permission_denied: this needs the role `member`"));
+    }
+    if auth.session.len() > SESSION_MAX_BYTES {
+        return Err(Error::new(Code::InvalidArgument, "session", "invalid_argument: `auth.session` is too long"));
+    }
+    // Once, so that a sandbox that is not there is told before anything is asked of it.
+    let told = |error: Error| Error { message: format!("{}: {}", error.code.as_str(), error.message), ..error };
+    parts.sandboxes.seen_by(&caller).used("workspace.connect", &sandbox).await.map_err(told)?;
+    let client = Client {
+        parts,
+        caller,
+        sandbox,
+        session: auth.session,
+        offset: auth.offset,
+        parked,
+        terminal: Terminal::default(),
+        watch: watch::Watch::default(),
+    };
+    socket.extensions.insert(Arc::new(client));
+    Ok(())
+}
+
+/// Of events that name a path.
+#[derive(Debug, Deserialize)]
+struct PathData {
+    path: String,
+}
+
+async fn connected(socket: SocketRef) {
+    socket.on("fetchDir", async |socket: SocketRef, data: TryData<PathData>, ack: AckSender| {
+        let tree = match (client(&socket), data.0) {
+            (Some(client), Ok(data)) => client.list(&socket, &data.path).await,
+            (_, data) => Err(malformed(data.is_err())),
+        };
+        if let Ok(tree) = &tree {
+            emit(&socket, "file:refresh", tree);
+        }
+        answer(&socket, ack, tree);
+    });
+    socket.on("fetchContent", async |socket: SocketRef, data: TryData<PathData>, ack: AckSender| {
+        let content = match (client(&socket), data.0) {
+            (Some(client), Ok(data)) => client.read(&data.path).await,
+            (_, data) => Err(malformed(data.is_err())),
+        };
+        if let Ok(content) = &content {
+            emit(&socket, "file:content", content);
+        }
+        answer(&socket, ack, content);
+    });
+    socket.on("updateContent", async |socket: SocketRef, data: TryData<files::Update>, ack: AckSender| {
+        let written = match (client(&socket), data.0) {
+            (Some(client), Ok(update)) => client.write(update).await,
+            (_, data) => Err(malformed(data.is_err())),
+        };
+        answer(&socket, ack, written.map(|()| json!({})));
+    });
+    socket.on("terminal:write", async |socket: SocketRef, data: TryData<terminal::Typed>, ack: AckSender| {
+        let typed = match (client(&socket), data.0) {
+            (Some(client), Ok(typed)) => client.type_in(&socket, typed).await,
+            (_, data) => Err(malformed(data.is_err())),
+        };
+        answer(&socket, ack, typed.map(|()| json!({})));
+    });
+    socket.on("terminal:resize", async |socket: SocketRef, data: TryData<terminal::Size>, ack: AckSender| {
+        let resized = match (client(&socket), data.0) {
+            (Some(client), Ok(size)) => client.resize(&socket, size).await,
+            (_, data) => Err(malformed(data.is_err())),
+        };
+        answer(&socket, ack, resized.map(|()| json!({})));
+    });
+    socket.on_disconnect(async |socket: SocketRef| {
+        if let Some(client) = client(&socket) {
+            client.leave().await;
+        }
+    });
+    if let Some(client) = client(&socket) {
+        client.resume_terminal(&socket).await;
+    }
+}
+
+fn client(socket: &SocketRef) -> Option<Arc<Client>> {
+    socket.extensions.get::<Arc<Client>>()
+}
+
+fn malformed(payload: bool) -> Error {
+    let what = if payload { "the payload has not the fields that this event takes" } else { "this client is gone" };
+    Error::new(Code::InvalidArgument, "payload", what)
+}
+
+/// Acknowledges an event: `{ok: true, …}`, or `{ok: false, error}` and an `error` event.
+fn answer(socket: &SocketRef, ack: AckSender, result: Result<Value, Error>) {
+    let body = match result {
+        Ok(mut value) => {
+            value["ok"] = Value::Bool(true);
+            value
+        }
+        Err(error) => {
+            let told = json!({"code": error.code.as_str(), "message": clip_long(&error.message)});
+            emit(socket, "error", &told);
+            json!({"ok": false, "error": told})
+        }
+    };
+    if let Err(error) = ack.send(&body) {
+        tracing::debug!(%error, "an event was not acknowledged");
+    }
+}
+
+fn emit(socket: &SocketRef, event: &str, value: &Value) {
+    // A client that is gone, or takes nothing, needs no more.
+    if let Err(error) = socket.emit(event, value) {
+        tracing::debug!(%error, event, "not sent");
+    }
+}
+
+fn clip_long(text: &str) -> String {
+    const MESSAGE_CHARS: usize = 1000;
+    if text.chars().count() <= MESSAGE_CHARS { text.to_owned() } else { format!("{}…", clip(text)) }
+}

@@ -1,0 +1,160 @@
+//! Files of the workspace. The agent keeps every path beneath it.
+
+use std::time::UNIX_EPOCH;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use dispense_api::error::{Code, Error};
+use dispense_api::limits;
+use dispense_api::method::Method;
+use dispense_api::v1;
+use dispense_api::v1::{read_file_response, write_file_request};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use socketioxide::extract::SocketRef;
+
+use super::{Client, ROOT, START_TIMEOUT};
+use crate::sandbox::spec::invalid;
+
+/// A file that an event carries; in base64 it fits one.
+const FILE_MAX_BYTES: usize = 16 << 20;
+/// Entries of one directory that an event carries.
+const ENTRIES_MAX: usize = 50_000;
+
+/// Of `updateContent`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Update {
+    path: String,
+    content: String,
+    /// `utf8` or `base64`.
+    #[serde(default)]
+    encoding: String,
+}
+
+/// As the agent takes it: relative, and the empty path is the workspace.
+fn within(path: &str) -> String {
+    // `/a` of a client that thinks of the workspace as its root is refused by the agent, as the contract says.
+    if path.is_empty() { ".".to_owned() } else { path.to_owned() }
+}
+
+fn too_large(what: &str) -> Error {
+    let message = format!("{what}: use `dispense cp`, scp or sftp for it");
+    Error::new(Code::ResourceExhausted, "too_large", message)
+}
+
+impl Client {
+    /// A directory, and from now on its changes.
+    pub(super) async fn list(&self, socket: &SocketRef, path: &str) -> Result<Value, Error> {
+        let tree = self.tree(path).await?;
+        self.watch.follow(socket, path).await;
+        Ok(tree)
+    }
+
+    /// `{path, tree}`: directories first, by name.
+    pub(super) async fn tree(&self, path: &str) -> Result<Value, Error> {
+        let route = self.route(Method::ListDirectory).await?;
+        let request = v1::ListDirectoryRequest {
+            sandbox: route.sandbox.to_string(),
+            path: within(path),
+            depth: 1,
+            beneath: ROOT.to_owned(),
+        };
+        let (_requests, mut answers) =
+            self.parts.relay.call(&route, Method::ListDirectory, "", &request, START_TIMEOUT).await?;
+        let mut files = Vec::new();
+        while let Some(v1::ListDirectoryResponse { files: batch }) = answers.next().await? {
+            files.extend(batch);
+            if files.len() > ENTRIES_MAX {
+                return Err(too_large(&format!("the directory has more than {ENTRIES_MAX} entries")));
+            }
+        }
+        files.sort_by_cached_key(|file| (file.kind() != v1::FileKind::Directory, file.path.clone()));
+        let tree: Vec<Value> = files.iter().map(|file| entry(path, file)).collect();
+        Ok(json!({"path": path, "tree": tree}))
+    }
+
+    /// `{path, content, encoding}`.
+    pub(super) async fn read(&self, path: &str) -> Result<Value, Error> {
+        let bytes = self.bytes(path, FILE_MAX_BYTES).await?;
+        Ok(match String::from_utf8(bytes) {
+            Ok(text) => json!({"path": path, "content": text, "encoding": "utf8"}),
+            Err(error) => json!({"path": path, "content": STANDARD.encode(error.as_bytes()), "encoding": "base64"}),
+        })
+    }
+
+    pub(super) async fn bytes(&self, path: &str, max: usize) -> Result<Vec<u8>, Error> {
+        let route = self.route(Method::ReadFile).await?;
+        let request = v1::ReadFileRequest {
+            sandbox: route.sandbox.to_string(),
+            path: within(path),
+            offset: 0,
+            // One more tells that there is more.
+            length: max as u64 + 1,
+            beneath: ROOT.to_owned(),
+        };
+        let (_requests, mut answers) =
+            self.parts.relay.call(&route, Method::ReadFile, "", &request, START_TIMEOUT).await?;
+        let mut bytes = Vec::new();
+        while let Some(v1::ReadFileResponse { kind }) = answers.next().await? {
+            if let Some(read_file_response::Kind::Data(data)) = kind {
+                bytes.extend_from_slice(&data);
+            }
+            if bytes.len() > max {
+                return Err(too_large(&format!("the file is larger than {} MiB", max >> 20)));
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a file whole or not at all.
+    pub(super) async fn write(&self, update: Update) -> Result<(), Error> {
+        let content = match update.encoding.as_str() {
+            "" | "utf8" => update.content.into_bytes(),
+            "base64" => STANDARD.decode(&update.content).map_err(|_| invalid("content", "it is not base64"))?,
+            _ => return Err(invalid("encoding", "use `utf8` or `base64`")),
+        };
+        if content.len() > FILE_MAX_BYTES {
+            return Err(too_large(&format!("the content is larger than {} MiB", FILE_MAX_BYTES >> 20)));
+        }
+        let route = self.route(Method::WriteFile).await?;
+        let open = v1::WriteFile { path: within(&update.path), beneath: ROOT.to_owned(), ..Default::default() };
+        let first = v1::WriteFileRequest {
+            sandbox: route.sandbox.to_string(),
+            kind: Some(write_file_request::Kind::Open(open)),
+        };
+        let (requests, mut answers) =
+            self.parts.relay.call(&route, Method::WriteFile, "", &first, START_TIMEOUT).await?;
+        let content = Bytes::from(content);
+        let chunks = (0..content.len()).step_by(limits::DATA_CHUNK_BYTES);
+        let chunks = chunks.map(|at| content.slice(at..content.len().min(at + limits::DATA_CHUNK_BYTES)));
+        // An empty one says that the content is whole.
+        for data in chunks.chain([Bytes::new()]) {
+            let message =
+                v1::WriteFileRequest { sandbox: String::new(), kind: Some(write_file_request::Kind::Data(data)) };
+            if !requests.send(&message).await {
+                // The agent stopped taking it, and says why.
+                break;
+            }
+        }
+        answers.next::<v1::File>().await.map(drop)
+    }
+}
+
+/// `{name, path, type, size, modified}`. A name that is not UTF-8 is shown with replacement characters, and its bytes
+/// are in `rawName`, in base64: events carry no such path.
+fn entry(folder: &str, file: &v1::File) -> Value {
+    let name = file.path.rsplit('/').next().unwrap_or_default();
+    let folder = folder.trim_end_matches('/');
+    let path = if folder.is_empty() || folder == "." { name.to_owned() } else { format!("{folder}/{name}") };
+    let modified = file.modified_at.as_ref().and_then(|at| std::time::SystemTime::try_from(*at).ok());
+    let modified = modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_millis());
+    let kind = if file.kind() == v1::FileKind::Directory { "dir" } else { "file" };
+    let mut entry = json!({
+        "name": name, "path": path, "type": kind, "size": file.size, "modified": u64::try_from(modified).unwrap_or(0),
+    });
+    if !file.raw_name.is_empty() {
+        entry["rawName"] = STANDARD.encode(&file.raw_name).into();
+    }
+    entry
+}

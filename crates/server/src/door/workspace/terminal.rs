@@ -1,0 +1,355 @@
+//! The terminal of a client: a shell with a terminal of its own. A client that named its session finds it again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex as StdMutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dispense_api::error::Error;
+use dispense_api::method::Method;
+use dispense_api::v1::{
+    AttachProcess, AttachProcessRequest, ProcessEvent, ProcessInput, ProcessRef, Pty, PtySize, RunProcessRequest,
+    SignalProcessRequest, StartProcess, attach_process_request, process_event, process_exited, process_input,
+    process_ref, run_process_request,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use socketioxide::extract::SocketRef;
+use socketioxide::{SendError, SocketError};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+
+use super::{Client, ROOT, START_TIMEOUT};
+use crate::relay::call::{Answers, Requests};
+use crate::relay::{Relay, Route};
+
+/// How long a terminal waits for its client.
+const RECOVERY_WINDOW: Duration = Duration::from_secs(120);
+/// Before a client that takes nothing is tried again; its queue is bounded.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+/// Of one event.
+const DATA_MAX_BYTES: usize = 64 << 10;
+const COLS_DEFAULT: u32 = 80;
+const ROWS_DEFAULT: u32 = 24;
+const TERMINAL_MAX: u32 = 10_000;
+const SIGHUP: u32 = 1;
+
+/// Of `terminal:write`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Typed {
+    data: String,
+}
+
+/// Of `terminal:resize`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) struct Size {
+    cols: u32,
+    rows: u32,
+}
+
+/// Where a client's terminal is.
+#[derive(Default)]
+pub(super) struct Terminal(Mutex<Option<Open>>);
+
+/// An open terminal.
+struct Open {
+    input: Input,
+    shell: Shell,
+    /// Carries its output to the client.
+    output: JoinHandle<()>,
+}
+
+/// The process behind a terminal.
+#[derive(Clone)]
+struct Shell {
+    route: Route,
+    pid: u32,
+    /// Bytes of its output that the client was sent.
+    sent: Arc<StdMutex<u64>>,
+}
+
+/// The requests of a started process and of one that was attached to are other messages.
+enum Input {
+    Started(Requests),
+    Attached(Requests),
+}
+
+impl Input {
+    async fn send(&self, kind: process_input::Kind) -> bool {
+        let input = ProcessInput { kind: Some(kind), offset: 0 };
+        match self {
+            Self::Started(requests) => {
+                let kind = Some(run_process_request::Kind::Input(input));
+                requests.send(&RunProcessRequest { sandbox: String::new(), kind }).await
+            }
+            Self::Attached(requests) => {
+                let kind = Some(attach_process_request::Kind::Input(input));
+                requests.send(&AttachProcessRequest { sandbox: String::new(), kind }).await
+            }
+        }
+    }
+}
+
+/// Terminals whose clients are away: by account, sandbox and session.
+#[derive(Default)]
+pub(super) struct Parked(StdMutex<HashMap<ParkedKey, Shell>>);
+
+type ParkedKey = (String, String, String);
+
+impl Parked {
+    /// The shell whose time is up, unless another one is parked there by now.
+    fn overdue(&self, key: &ParkedKey, pid: u32) -> Option<Shell> {
+        let mut waiting = self.0.lock().expect("no holder panics");
+        let due = waiting.get(key).is_some_and(|shell| shell.pid == pid);
+        if due { waiting.remove(key) } else { None }
+    }
+}
+
+impl Client {
+    fn parked_key(&self) -> ParkedKey {
+        (self.caller.account.clone(), self.sandbox.clone(), self.session.clone())
+    }
+
+    /// Gives a client that comes back its terminal, with what it missed.
+    pub(super) async fn resume_terminal(&self, socket: &SocketRef) {
+        if self.session.is_empty() {
+            return;
+        }
+        let parked = self.parked.0.lock().expect("no holder panics").remove(&self.parked_key());
+        let Some(shell) = parked else { return };
+        let mut terminal = self.terminal.0.lock().await;
+        match self.attach(socket, shell).await {
+            Ok(open) => *terminal = Some(open),
+            // It has ended meanwhile: the next key opens another one.
+            Err(error) => tracing::debug!(%error, "a terminal was not resumed"),
+        }
+    }
+
+    async fn attach(&self, socket: &SocketRef, shell: Shell) -> Result<Open, Error> {
+        let seen = *shell.sent.lock().expect("no holder panics");
+        let from = self.offset.map_or(seen, |offset| offset.min(seen));
+        let open = AttachProcess {
+            process: Some(ProcessRef { by: Some(process_ref::By::Pid(shell.pid)) }),
+            pty_offset: from,
+            lossless: true,
+            ..AttachProcess::default()
+        };
+        let first = AttachProcessRequest {
+            sandbox: shell.route.sandbox.to_string(),
+            kind: Some(attach_process_request::Kind::Open(open)),
+        };
+        let method = Method::AttachProcess;
+        let (requests, answers) = self.parts.relay.call(&shell.route, method, "", &first, START_TIMEOUT).await?;
+        let output = tokio::spawn(carry(answers, socket.clone(), shell.sent.clone()));
+        Ok(Open { input: Input::Attached(requests), shell, output })
+    }
+
+    async fn open(&self, socket: &SocketRef, size: Size) -> Result<Open, Error> {
+        let route = self.route(Method::RunProcess).await?;
+        let script = "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l";
+        let start = StartProcess {
+            args: ["sh", "-c", script].map(str::to_owned).into(),
+            cwd: ROOT.to_owned(),
+            pty: Some(Pty { cols: size.cols, rows: size.rows, term: String::new() }),
+            stdin: true,
+            ..StartProcess::default()
+        };
+        let sandbox = route.sandbox.to_string();
+        let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
+        let (requests, mut answers) =
+            self.parts.relay.call(&route, Method::RunProcess, "", &first, START_TIMEOUT).await?;
+        let pid = loop {
+            match answers.next::<ProcessEvent>().await?.and_then(|event| event.kind) {
+                Some(process_event::Kind::Started(process)) => break process.pid,
+                Some(_) => {}
+                None => return Err(crate::relay::call::broken()),
+            }
+        };
+        let shell = Shell { route, pid, sent: Arc::default() };
+        let output = tokio::spawn(carry(answers, socket.clone(), shell.sent.clone()));
+        Ok(Open { input: Input::Started(requests), shell, output })
+    }
+
+    /// Sends what was typed or resized, to a terminal that is opened for it if there is none, or the last has ended.
+    async fn input(&self, socket: &SocketRef, kind: process_input::Kind, size: Size) -> Result<(), Error> {
+        let mut terminal = self.terminal.0.lock().await;
+        if let Some(open) = terminal.as_ref()
+            && !open.output.is_finished()
+            && open.input.send(kind.clone()).await
+        {
+            return Ok(());
+        }
+        let open = self.open(socket, size).await?;
+        let taken = open.input.send(kind).await;
+        *terminal = Some(open);
+        if taken { Ok(()) } else { Err(crate::relay::call::broken()) }
+    }
+
+    pub(super) async fn type_in(&self, socket: &SocketRef, typed: Typed) -> Result<(), Error> {
+        let size = Size { cols: COLS_DEFAULT, rows: ROWS_DEFAULT };
+        self.input(socket, process_input::Kind::Data(Bytes::from(typed.data)), size).await
+    }
+
+    pub(super) async fn resize(&self, socket: &SocketRef, size: Size) -> Result<(), Error> {
+        let bounded = |count: u32| count.clamp(1, TERMINAL_MAX);
+        let size = Size { cols: bounded(size.cols), rows: bounded(size.rows) };
+        self.input(socket, process_input::Kind::Resize(PtySize { cols: size.cols, rows: size.rows }), size).await
+    }
+
+    /// The client is gone: its terminal waits for it, or ends.
+    pub(super) async fn leave(&self) {
+        self.watch.stop().await;
+        let Some(open) = self.terminal.0.lock().await.take() else { return };
+        let ended = open.output.is_finished();
+        open.output.abort();
+        if ended {
+            return;
+        }
+        let relay = self.parts.relay.clone();
+        if self.session.is_empty() {
+            return hang_up(&relay, &open.shell).await;
+        }
+        let (key, parked, pid) = (self.parked_key(), self.parked.clone(), open.shell.pid);
+        let older = parked.0.lock().expect("no holder panics").insert(key.clone(), open.shell);
+        if let Some(older) = older {
+            hang_up(&relay, &older).await;
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(RECOVERY_WINDOW).await;
+            if let Some(shell) = parked.overdue(&key, pid) {
+                hang_up(&relay, &shell).await;
+            }
+        });
+    }
+}
+
+/// Ends a shell as a terminal that is closed does.
+async fn hang_up(relay: &Arc<Relay>, shell: &Shell) {
+    let process = Some(ProcessRef { by: Some(process_ref::By::Pid(shell.pid)) });
+    let request = SignalProcessRequest { sandbox: shell.route.sandbox.to_string(), process, signal: SIGHUP };
+    if let Err(error) = relay.call(&shell.route, Method::SignalProcess, "", &request, START_TIMEOUT).await {
+        tracing::debug!(%error, "a terminal was not hung up");
+    }
+}
+
+/// Carries output to a client: `terminal:data {data, offset}`, where `offset` is that of the end of `data`.
+async fn carry(mut answers: Answers, socket: SocketRef, sent: Arc<StdMutex<u64>>) {
+    let mut text = Text::default();
+    loop {
+        let event = match answers.next::<ProcessEvent>().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(error) => {
+                let told = json!({"code": error.code.as_str(), "message": error.message});
+                deliver(&socket, "error", &told).await;
+                return;
+            }
+        };
+        match event.kind {
+            Some(process_event::Kind::Output(output)) => {
+                let mut end = output.offset;
+                for part in output.data.chunks(DATA_MAX_BYTES) {
+                    end += part.len() as u64;
+                    let whole = text.take(part);
+                    // What waits for the rest of its character was not sent.
+                    let offset = end - text.waiting() as u64;
+                    if !whole.is_empty()
+                        && !deliver(&socket, "terminal:data", &json!({"data": whole, "offset": offset})).await
+                    {
+                        return;
+                    }
+                    *sent.lock().expect("no holder panics") = offset;
+                }
+            }
+            Some(process_event::Kind::Exited(exited)) => {
+                let status = match exited.status {
+                    Some(process_exited::Status::Code(code)) => json!({"code": code}),
+                    Some(process_exited::Status::Signal(signal)) => json!({"signal": signal}),
+                    None => json!({}),
+                };
+                deliver(&socket, "terminal:exit", &status).await;
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Sends an event, and waits while the client's queue is full; `false` when it is gone.
+async fn deliver(socket: &SocketRef, event: &str, value: &Value) -> bool {
+    loop {
+        match socket.emit(event, value) {
+            Ok(()) => return true,
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => tokio::time::sleep(FULL_PAUSE).await,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Cuts bytes into text, never within a character. What is no UTF-8 at all is replaced.
+#[derive(Default)]
+struct Text {
+    begun: Vec<u8>,
+}
+
+impl Text {
+    fn take(&mut self, bytes: &[u8]) -> String {
+        self.begun.extend_from_slice(bytes);
+        let cut = match std::str::from_utf8(&self.begun) {
+            Ok(_) => self.begun.len(),
+            Err(_) => self.begun.len() - unfinished(&self.begun),
+        };
+        let whole: Vec<u8> = self.begun.drain(..cut).collect();
+        String::from_utf8_lossy(&whole).into_owned()
+    }
+
+    fn waiting(&self) -> usize {
+        self.begun.len()
+    }
+}
+
+/// Bytes at the end that may become a character.
+fn unfinished(bytes: &[u8]) -> usize {
+    const LONGEST: usize = 4;
+    for back in 1..LONGEST.min(bytes.len() + 1) {
+        let byte = bytes[bytes.len() - back];
+        let wanted = match byte {
+            0x80..=0xbf => continue,
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => return 0,
+        };
+        return if back < wanted { back } else { 0 };
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_character_is_cut_and_no_byte_is_lost() {
+        let all = "aé€😀z".repeat(50);
+        for size in 1..9 {
+            let mut text = Text::default();
+            let mut out = String::new();
+            for part in all.as_bytes().chunks(size) {
+                let whole = text.take(part);
+                assert!(!whole.contains('\u{fffd}'));
+                out.push_str(&whole);
+            }
+            assert_eq!((out.as_str(), text.waiting()), (all.as_str(), 0));
+        }
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced_and_does_not_wait() {
+        let mut text = Text::default();
+        assert_eq!(text.take(b"a\xff\xfeb"), "a\u{fffd}\u{fffd}b");
+        assert_eq!(text.take(b"\xbf\xbf\xbf\xbf"), "\u{fffd}".repeat(4));
+        assert_eq!((text.take(b"\xf0\x9f"), text.waiting()), (String::new(), 2));
+        assert_eq!((text.take(b"x").as_str(), text.waiting()), ("\u{fffd}x", 0));
+    }
+}
