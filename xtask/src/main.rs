@@ -66,6 +66,7 @@ enum Bench {
     Spine,
     Peers,
     Scale,
+    Api,
 }
 
 fn main() -> Result<()> {
@@ -133,6 +134,10 @@ fn bench(what: Bench, words: &[String]) -> Result<()> {
         Bench::Spine => command::Step::new(release_dir().join("dispense")).args(["bench"]).args(words).run(),
         Bench::Scale => {
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-scale", "--"]).args(words).run()
+        }
+        Bench::Api => {
+            clients::install(root())?;
+            cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-api", "--"]).args(words).run()
         }
         Bench::Peers => {
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-peers", "--"]).args(words).run()

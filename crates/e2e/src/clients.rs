@@ -61,6 +61,16 @@ impl Clients {
         done(&copied, "cp");
     }
 
+    /// A Node script of this folder, which is to be started.
+    pub fn node(&self, script: &str) -> Command {
+        // Node looks for packages beside the script.
+        let copy = self.folder.join(script);
+        std::fs::copy(scripts().join(script), &copy).expect("ours");
+        let mut command = Command::new("node");
+        command.arg(copy).env("PROTO", proto());
+        command
+    }
+
     /// Runs a script of this folder against a server.
     pub fn run(&self, script: &str, address: &str, key: &str) {
         self.run_with(script, address, key, &[]);
@@ -77,12 +87,7 @@ impl Clients {
             command.arg(scripts().join(script));
             command
         } else {
-            // Node looks for packages beside the script.
-            let copy = self.folder.join(script);
-            std::fs::copy(scripts().join(script), &copy).expect("ours");
-            let mut command = Command::new("node");
-            command.arg(copy);
-            command
+            self.node(script)
         };
         command
             .env("DISPENSE_ADDRESS", address)

@@ -228,6 +228,8 @@ impl Host {
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .env("HOME", self.folder.path().join("home"))
             .env("DISPENSE_DATA_DIR", self.data_dir())
+            // Tests run side by side.
+            .env("DISPENSE_SSH_ADDRESS", "127.0.0.1:0")
             .current_dir(self.work_dir());
         command
     }
@@ -267,7 +269,7 @@ impl Host {
 
     fn start_up(&self, flags: &[&str], variables: &[(&str, &str)]) -> Up<'_> {
         let any = "127.0.0.1:0";
-        let mut args = vec!["up", "--address", any, "--runner-address", any, "--ssh-address", any];
+        let mut args = vec!["up", "--address", any, "--runner-address", any];
         args.extend_from_slice(flags);
         let log = fs::File::create(self.up_log()).expect("our own directory");
         let child = self

@@ -23,8 +23,7 @@ impl ServerProcess {
     /// Starts it on free ports and waits until it serves.
     pub fn start(mode: Mode) -> Self {
         let host = Host::new(mode);
-        let any =
-            ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0", "--ssh-address", "127.0.0.1:0"];
+        let any = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
         let process = Running::start(unlimited(&mut host.command(any)));
         let show = || host.ok(&["config", "show", "--output", "json"]);
         let text = wait::until("the server serves", UP_TIMEOUT, show, |text| text.contains("runnerUrl"));
@@ -45,7 +44,7 @@ impl ServerProcess {
     pub fn restart(&mut self) {
         let address = |url: &str| url.trim_start_matches("http://").to_owned();
         let (public, runners) = (address(&self.url), address(&self.runner_url));
-        let args = ["server", "--address", &public, "--runner-address", &runners, "--ssh-address", "127.0.0.1:0"];
+        let args = ["server", "--address", &public, "--runner-address", &runners];
         self.process = Some(Running::start(unlimited(&mut self.host.command(args))));
     }
 

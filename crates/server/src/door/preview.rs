@@ -14,15 +14,20 @@ mod pool;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
+use bytes::Bytes;
 use dispense_api::error::{Code, Error, reason};
 use http::{HeaderMap, Request, StatusCode};
+use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use tokio::time::Instant;
 
 use super::Parts;
 use super::listener::PeerAddress;
@@ -33,7 +38,7 @@ use access::Entry;
 use headers::Forwarded;
 use pool::Pool;
 
-/// Until the first byte of an answer: programs that think longer stream.
+/// Until the first byte of an answer, after the last of the request: programs that think longer stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The door.
@@ -79,11 +84,16 @@ impl PreviewDoor {
         let upgrade = headers::upgrade(request.headers());
         let theirs = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (head, body) = request.into_parts();
-        let mut outgoing = headers::to_sandbox(head, &forwarded, upgrade)?.map(|()| Body::new(body));
+        let pulse = Pulse::default();
+        let body = Body::new(Uploaded { body, pulse: pulse.clone() });
+        let mut outgoing = headers::to_sandbox(head, &forwarded, upgrade)?.map(|()| body);
         let (mut connection, mut response) = loop {
             let mut connection = self.pool.take(route, place.port).await?;
             let answered = connection.sender.try_send_request(outgoing);
-            let answered = tokio::time::timeout(ANSWER_TIMEOUT, answered).await.map_err(|_| late(place))?;
+            let answered = tokio::select! {
+                answered = answered => answered,
+                () = pulse.stopped(ANSWER_TIMEOUT) => return Err(late(place)),
+            };
             match answered {
                 Ok(response) => break (connection, response),
                 Err(mut failed) => match failed.take_message() {
@@ -117,6 +127,60 @@ impl PreviewDoor {
             peer,
             https: self.parts.previews.config.https,
         }
+    }
+}
+
+/// When something of a request moved last.
+#[derive(Clone)]
+struct Pulse(Arc<Mutex<Instant>>);
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Pulse {
+    fn beat(&self) {
+        *self.0.lock().expect("no holder panics") = Instant::now();
+    }
+
+    /// Returns when nothing has moved for this long.
+    async fn stopped(&self, timeout: Duration) {
+        loop {
+            let until = *self.0.lock().expect("no holder panics") + timeout;
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// The body of a request on its way: an upload takes as long as it takes.
+struct Uploaded {
+    body: Incoming,
+    pulse: Pulse,
+}
+
+impl http_body::Body for Uploaded {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.pulse.beat();
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

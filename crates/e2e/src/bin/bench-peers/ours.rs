@@ -34,7 +34,8 @@ impl System {
     pub(crate) fn start(command: &Path, root: &Path, work: &Path) -> Result<Self> {
         let data_dir = work.join("data");
         let mut child = Command::new(command)
-            .args(["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0", "--template"])
+            .args(["up", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"])
+            .args(["--ssh-address", "127.0.0.1:0", "--template"])
             .arg(format!("{TEMPLATE}={}", root.display()))
             .arg("--data-dir")
             .arg(&data_dir)
