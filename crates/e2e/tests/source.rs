@@ -150,12 +150,9 @@ fn what_cannot_be_filled_fails_and_says_why() {
     }
 }
 
-/// The runner dies while it fills; the next one begins anew, and nobody sees half of it.
-#[test]
-fn a_runner_killed_while_it_fills_fills_again() {
-    let Some(mode) = Mode::available().into_iter().next() else { return };
-    let host = Host::new(mode);
-    let projects = projects(&host);
+/// A directory that takes a while to copy: 3,000 small files and a large one.
+fn many(host: &Host) -> std::path::PathBuf {
+    let projects = projects(host);
     let many = projects.join("many");
     fs::create_dir_all(&many).expect("writable");
     for index in 0..3000 {
@@ -163,23 +160,65 @@ fn a_runner_killed_while_it_fills_fills_again() {
     }
     fs::write(many.join("zz-last"), vec![7; 64 << 20]).expect("writable");
     host.own_tree(&many);
+    projects
+}
+
+/// What all of it looks like from inside.
+const WHOLE: [&str; 6] = ["exec", "many", "--", "sh", "-c", "ls | wc -l; stat -c %s zz-last"];
+
+/// Asks for the sandbox `many`; where the runner notes how far its content is.
+fn create_many(host: &Host, up: &dispense_e2e::host::Up<'_>, projects: &Path) -> std::path::PathBuf {
+    let body = json!({"name": "many", "sourceDirectory": format!("{}/many", projects.display())});
+    let (status, answer) = call(host, up, "POST", "/v1/sandboxes", body);
+    assert_eq!(status, 200, "{answer}");
+    host.data_dir().join("runner/content").join(answer["sandbox"]["id"].as_str().expect("an id"))
+}
+
+fn is_being_filled(mark: &Path) {
+    let read = || fs::read_to_string(mark).unwrap_or_default();
+    wait::until("the box is being filled", UP_TIMEOUT, read, |text| text == "filling");
+}
+
+/// The runner dies while it fills; the next one begins anew, and nobody sees half of it.
+#[test]
+fn a_runner_killed_while_it_fills_fills_again() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let projects = many(&host);
     let root = projects.to_str().expect("text").to_owned();
     let flags = ["--source-root", root.as_str()];
     let up = host.up_with(&flags);
-    let body = json!({"name": "many", "sourceDirectory": format!("{root}/many")});
-    let (status, answer) = call(&host, &up, "POST", "/v1/sandboxes", body);
-    assert_eq!(status, 200, "{answer}");
-    let id = answer["sandbox"]["id"].as_str().expect("an id").to_owned();
-    let mark = host.data_dir().join("runner/content").join(&id);
+    let mark = create_many(&host, &up, &projects);
     let read = || fs::read_to_string(&mark).unwrap_or_default();
-    wait::until("the box is being filled", UP_TIMEOUT, read, |text| text == "filling");
+    is_being_filled(&mark);
     up.kill();
     assert_eq!(read(), "filling", "it was killed half-way");
     let up = host.up_with(&flags);
-    let count = host.ok(&["exec", "many", "--", "sh", "-c", "ls | wc -l; stat -c %s zz-last"]);
-    assert_eq!(count, format!("3001\n{}\n", 64 << 20));
+    assert_eq!(host.ok(&WHOLE), format!("3001\n{}\n", 64 << 20));
     assert_eq!(read(), "filled");
     up.stop();
     assert!(!mark.exists(), "the mark goes with the box");
+    host.finish();
+}
+
+#[test]
+fn a_sandbox_is_stopped_and_deleted_while_it_is_filled() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let projects = many(&host);
+    let up = host.up_with(&["--source-root", projects.to_str().expect("text")]);
+    let mark = create_many(&host, &up, &projects);
+    is_being_filled(&mark);
+    host.ok(&["stop", "many"]);
+    let state = || host.ok(&["get", "many", "--output", "json"]);
+    wait::until("it is stopped", UP_TIMEOUT, state, |text| text.contains("\"stopped\""));
+    host.ok(&["start", "many"]);
+    assert_eq!(host.ok(&WHOLE), format!("3001\n{}\n", 64 << 20));
+    host.ok(&["delete", "many"]);
+    let mark = create_many(&host, &up, &projects);
+    is_being_filled(&mark);
+    host.ok(&["delete", "many"]);
+    wait::until("nothing is left of it", UP_TIMEOUT, || mark.exists(), |there| !there);
+    up.stop();
     host.finish();
 }

@@ -176,14 +176,14 @@ impl Owner {
         self.observed = Observed::Started(generation);
         if let Some(content) = order.content.as_ref().filter(|_| !self.contents.is_filled(&self.sandbox)) {
             let filled = tokio::select! {
-                filled = self.contents.fill(&*self.backend, &self.sandbox, content) => filled,
-                () = overtaken(self.orders.clone()) => {
-                    Err(BackendError::failed("fill the sandbox", "it is not wanted any more"))
-                }
+                filled = self.contents.fill(&*self.backend, &self.sandbox, content) => Some(filled),
+                () = overtaken(self.orders.clone()) => None,
             };
-            if let Err(error) = filled {
-                within("stop a box that could not be filled", self.backend.stop(&self.sandbox)).await?;
-                return Err(error);
+            if filled.as_ref().is_none_or(Result::is_err) {
+                within("stop a box that is not filled", self.backend.stop(&self.sandbox)).await?;
+                self.observed = Observed::Stopped(generation);
+                // What is wanted instead comes next.
+                return filled.unwrap_or(Ok(()));
             }
         }
         self.phase.send_replace(Phase::Dialable(generation));

@@ -1,5 +1,6 @@
 //! Calls as a peer makes them, over an in-memory stream, against real processes and files of this machine.
 
+mod beneath;
 mod harness;
 mod resume;
 
