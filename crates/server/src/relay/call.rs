@@ -63,6 +63,14 @@ impl Requests {
     }
 }
 
+impl Requests {
+    /// Says that there are no more; the answers go on as long as this lives.
+    pub(crate) async fn end(&self) {
+        // An agent that has answered already needs no end.
+        let _ = self.0.send(SessionFrame { kind: Some(Kind::Eof(true)) }).await;
+    }
+}
+
 impl Answers {
     /// The next message; `None` when the agent has answered all.
     ///

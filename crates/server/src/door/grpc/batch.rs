@@ -3,22 +3,19 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use dispense_api::error::{Code, Error, reason};
+use bytes::Bytes;
+use dispense_api::error::{Code, Error};
 use dispense_api::method::Method;
 use dispense_api::v1;
 use dispense_api::v1::batch_service_server::BatchService;
 use futures_util::{StreamExt, stream};
-use http_body_util::{BodyExt, Full};
-use prost::Message;
-use tonic::body::Body;
 use tonic::{Request, Response, Status};
 
 use super::sandboxes::create;
 use crate::auth::Principal;
 use crate::door::Parts;
-use crate::door::data;
 use crate::door::request::{caller, wait_bound, wait_timeout};
+use crate::relay::call::broken;
 use crate::sandbox::lifecycle::Desired;
 use crate::sandbox::spec::invalid;
 
@@ -28,8 +25,8 @@ const ITEMS_MAX: usize = 100;
 const AT_ONCE: usize = 16;
 /// Of each stream of a process.
 const OUTPUT_MAX_BYTES: usize = 64 << 10;
-/// Flags and length before a message.
-const FRAME_HEADER_BYTES: usize = 5;
+/// For a sandbox that waits for a runner, and again for one that starts.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(super) struct BatchDoor(pub(super) Parts);
 
@@ -113,30 +110,19 @@ async fn run(
     start: v1::StartProcess,
 ) -> Result<v1::BatchExecResult, Error> {
     use v1::process_event::Kind;
+    let route = parts.sandboxes.seen_by(caller).route(sandbox, Method::RunProcess, START_TIMEOUT).await?;
     let kind = v1::run_process_request::Kind::Start(start);
-    let message = v1::RunProcessRequest { sandbox: sandbox.to_owned(), kind: Some(kind) };
-    let request = http::Request::new(Body::new(Full::new(frame(&message))));
-    let mut answer = data::call(parts, caller, Method::RunProcess, request).await?.into_body();
+    let first = v1::RunProcessRequest { sandbox: route.sandbox.to_string(), kind: Some(kind) };
+    let call = parts.relay.call(&route, Method::RunProcess, &caller.request_id, &first, START_TIMEOUT).await?;
+    let (requests, mut answers) = call;
+    requests.end().await;
     let (mut stdout, mut stderr, mut exited) = (Tail::default(), Tail::default(), None);
-    let mut begun = BytesMut::new();
-    while let Some(part) = answer.frame().await {
-        match part.map_err(|_| broken())?.into_data() {
-            Ok(data) => begun.extend_from_slice(&data),
-            Err(part) => {
-                let status = part.trailers_ref().and_then(Status::from_header_map);
-                if let Some(status) = status.filter(|status| status.code() != tonic::Code::Ok) {
-                    return Err(Error::from(&status));
-                }
-            }
-        }
-        while let Some(message) = next_message(&mut begun) {
-            let event = v1::ProcessEvent::decode(message).map_err(|_| broken())?;
-            match event.kind {
-                Some(Kind::Output(output)) if output.stream() == v1::OutputStream::Stderr => stderr.push(&output.data),
-                Some(Kind::Output(output)) => stdout.push(&output.data),
-                Some(Kind::Exited(status)) => exited = Some(status),
-                _ => {}
-            }
+    while let Some(v1::ProcessEvent { kind }) = answers.next().await? {
+        match kind {
+            Some(Kind::Output(output)) if output.stream() == v1::OutputStream::Stderr => stderr.push(&output.data),
+            Some(Kind::Output(output)) => stdout.push(&output.data),
+            Some(Kind::Exited(status)) => exited = Some(status),
+            _ => {}
         }
     }
     Ok(v1::BatchExecResult {
@@ -146,29 +132,6 @@ async fn run(
         stderr: stderr.bytes(),
         ..Default::default()
     })
-}
-
-fn broken() -> Error {
-    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the connection to the sandbox was lost: try again")
-}
-
-fn frame(message: &impl Message) -> Bytes {
-    let mut frame = BytesMut::with_capacity(FRAME_HEADER_BYTES + message.encoded_len());
-    frame.put_u8(0);
-    frame.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
-    frame.extend_from_slice(&message.encode_to_vec());
-    frame.freeze()
-}
-
-/// Takes a whole message off the front.
-fn next_message(begun: &mut BytesMut) -> Option<Bytes> {
-    let header = begun.get(1..FRAME_HEADER_BYTES)?;
-    let len = usize::try_from(u32::from_be_bytes(header.try_into().ok()?)).ok()?;
-    if begun.len() < FRAME_HEADER_BYTES + len {
-        return None;
-    }
-    begun.advance(FRAME_HEADER_BYTES);
-    Some(begun.split_to(len).freeze())
 }
 
 /// The end of what was written.
@@ -222,21 +185,6 @@ fn told(error: Error) -> v1::BatchError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_are_taken_whole_and_in_their_order() {
-        let events: Vec<v1::AttachProcess> =
-            ["a", "", "ccc"].map(|writer| v1::AttachProcess { writer: writer.into(), ..Default::default() }).into();
-        let all: Vec<u8> = events.iter().flat_map(|event| frame(event).to_vec()).collect();
-        let (mut begun, mut seen) = (BytesMut::new(), Vec::new());
-        for byte in all {
-            begun.put_u8(byte);
-            while let Some(message) = next_message(&mut begun) {
-                seen.push(v1::AttachProcess::decode(message).expect("whole"));
-            }
-        }
-        assert_eq!(seen, events);
-    }
 
     #[test]
     fn a_tail_keeps_the_end_and_says_that_it_was_cut() {
