@@ -82,9 +82,9 @@ pub(crate) struct Port {
     pub(crate) tls: Option<TlsAcceptor>,
 }
 
-/// Accepts connections until `shutdown`, then lets each finish the requests it has begun.
+/// Serves HTTP until `shutdown`, then lets each connection finish the requests it has begun.
 pub(crate) async fn serve<L, S, F, B>(
-    mut listener: L,
+    listener: L,
     port: Port,
     service: S,
     tasks: TaskTracker,
@@ -95,7 +95,35 @@ pub(crate) async fn serve<L, S, F, B>(
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let ended = shutdown.clone();
+    let each = move |stream: L::Stream, peer| {
+        let (service, shutdown, port) = (service.clone(), shutdown.clone(), port.clone());
+        async move {
+            match port.tls {
+                None => connection(stream, peer, port.window_bytes, service, shutdown).await,
+                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => connection(stream, peer, port.window_bytes, service, shutdown).await,
+                    Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake"),
+                    Err(_) => tracing::debug!(%peer, "handshake took too long"),
+                },
+            }
+        }
+    };
+    accept(listener, CONNECTIONS_MAX, each, tasks, ended).await;
+}
+
+/// Accepts connections until `shutdown`, at most so many at a time; each is served by a task of its own.
+pub(crate) async fn accept<L, F>(
+    mut listener: L,
+    connections_max: usize,
+    each: impl Fn(L::Stream, SocketAddr) -> F,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+) where
+    L: Listener,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let slots = Arc::new(Semaphore::new(connections_max));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -113,16 +141,9 @@ pub(crate) async fn serve<L, S, F, B>(
             tracing::warn!(%peer, "too many connections: one was closed");
             continue;
         };
-        let (service, shutdown, port) = (service.clone(), shutdown.clone(), port.clone());
+        let served = each(stream, peer);
         tasks.spawn(async move {
-            match port.tls {
-                None => connection(stream, peer, port.window_bytes, service, shutdown).await,
-                Some(tls) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, peer, port.window_bytes, service, shutdown).await,
-                    Ok(Err(error)) => tracing::debug!(%peer, %error, "handshake"),
-                    Err(_) => tracing::debug!(%peer, "handshake took too long"),
-                },
-            }
+            served.await;
             drop(slot);
         });
     }

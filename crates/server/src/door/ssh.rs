@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Parts;
-use super::listener::Listener;
+use super::listener::{Listener, accept};
 use crate::auth::{Principal, Role};
 use crate::relay::Route;
 use crate::ssh::{Ssh, fingerprint};
@@ -47,8 +47,6 @@ const REJECTION_TIME: Duration = Duration::from_millis(500);
 const ATTEMPTS_MAX: usize = 6;
 /// For a sandbox that sleeps or starts.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// After `accept` failed for want of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Between the network and a channel's reader.
 const CHANNEL_MESSAGES: usize = 64;
 
@@ -84,33 +82,12 @@ impl SshDoor {
         }
     }
 
-    /// Accepts connections until `shutdown`.
-    pub(crate) async fn serve<L: Listener>(self, mut listener: L, tasks: TaskTracker, shutdown: CancellationToken) {
+    /// Serves until `shutdown`.
+    pub(crate) async fn serve<L: Listener>(self, listener: L, tasks: TaskTracker, shutdown: CancellationToken) {
         let config = Arc::new(self.config());
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(slot) = slots.clone().try_acquire_owned() else {
-                tracing::warn!(%peer, "too many SSH connections: one was closed");
-                continue;
-            };
-            let (door, config, shutdown) = (self.clone(), config.clone(), shutdown.clone());
-            tasks.spawn(async move {
-                door.connection(stream, peer, config, shutdown).await;
-                drop(slot);
-            });
-        }
+        let ended = shutdown.clone();
+        let each = move |stream, peer| self.clone().connection(stream, peer, config.clone(), shutdown.clone());
+        accept(listener, CONNECTIONS_MAX, each, tasks, ended).await;
     }
 
     async fn connection<S>(self, stream: S, peer: SocketAddr, config: Arc<Config>, shutdown: CancellationToken)
