@@ -55,5 +55,8 @@ pub use generated::v1;
 /// The descriptors of all packages, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("generated/descriptor.bin");
 
+/// A login shell, as the arguments of a process: bash where the sandbox has it, else sh.
+pub const LOGIN_SHELL: [&str; 3] = ["sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l"];
+
 /// The version of this build, as every process reports it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

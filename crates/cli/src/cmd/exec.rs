@@ -68,11 +68,10 @@ pub(super) async fn attach(global: &Global, args: AttachArgs) -> Result<u8, Erro
     exit_code(ended, &connected.client.get(&args.sandbox).await.unwrap_or_default())
 }
 
-/// Opens a shell: bash where there is one.
+/// Opens a shell.
 pub(super) async fn shell(global: &Global, args: ShellArgs) -> Result<u8, Error> {
-    let script = "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l";
     let start = v1::StartProcess {
-        args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        args: dispense_api::LOGIN_SHELL.map(str::to_owned).to_vec(),
         cwd: args.workdir.unwrap_or_default(),
         user: args.user.unwrap_or_default(),
         ..v1::StartProcess::default()

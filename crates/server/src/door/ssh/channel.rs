@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dispense_api::LOGIN_SHELL;
 use dispense_api::error::Error;
 use dispense_api::limits;
 use dispense_api::method::Method;
@@ -56,10 +57,8 @@ impl Setups {
 }
 
 impl Setup {
-    /// A login shell: bash where there is one.
     pub(super) fn shell() -> Vec<String> {
-        let script = "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l";
-        ["sh", "-c", script].map(str::to_owned).into()
+        LOGIN_SHELL.map(str::to_owned).into()
     }
 
     /// As sshd has it: the user's words are a shell's.

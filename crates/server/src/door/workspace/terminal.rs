@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use dispense_api::LOGIN_SHELL;
 use dispense_api::error::Error;
 use dispense_api::method::Method;
 use dispense_api::v1::{
@@ -146,9 +147,8 @@ impl Client {
 
     async fn open(&self, socket: &SocketRef, size: Size) -> Result<Open, Error> {
         let route = self.route(Method::RunProcess).await?;
-        let script = "command -v bash >/dev/null 2>&1 && exec bash -l; exec sh -l";
         let start = StartProcess {
-            args: ["sh", "-c", script].map(str::to_owned).into(),
+            args: LOGIN_SHELL.map(str::to_owned).into(),
             cwd: ROOT.to_owned(),
             pty: Some(Pty { cols: size.cols, rows: size.rows, term: String::new() }),
             stdin: true,
