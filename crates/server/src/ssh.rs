@@ -72,7 +72,7 @@ pub(crate) struct Connection {
 
 /// For those who ask for what is not there.
 pub(crate) fn switched_off() -> Error {
-    let message = "SSH is switched off on this server: its operator sets `server.ssh.enabled`";
+    let message = "this server has no SSH: on this machine `dispense up` starts one that has, elsewhere `server.ssh.enabled` is set";
     Error::new(Code::FailedPrecondition, "ssh_off", message)
 }
 
