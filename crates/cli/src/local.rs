@@ -38,6 +38,7 @@ pub(crate) struct LocalConfig {
     pub(crate) access: AccessConfig,
     pub(crate) tls: Option<TlsConfig>,
     pub(crate) database: Option<Database>,
+    pub(crate) advertised_host: String,
     pub(crate) rotate_secrets: bool,
     pub(crate) previews: PreviewConfig,
     pub(crate) ssh: Option<SshConfig>,
@@ -96,6 +97,7 @@ impl Local {
             access: config.access.clone(),
             tls: config.tls.clone(),
             database: config.database.clone(),
+            advertised_host: config.advertised_host.clone(),
             rotate_secrets: config.rotate_secrets,
             previews: config.previews.clone(),
             ssh: config.ssh.clone(),
@@ -138,10 +140,21 @@ impl Local {
         }
     }
 
-    /// Returns when the runner has ended by itself, with the reason.
-    pub(crate) async fn runner_ended(&mut self) -> Error {
-        let Some(runner) = &mut self.runner else { return std::future::pending().await };
-        let ended = runner.await;
+    /// Returns, with the reason, when it is of no use any more: its runner has ended, or another server leads.
+    pub(crate) async fn ended(&mut self) -> Error {
+        let runner = async {
+            match &mut self.runner {
+                Some(runner) => runner.await,
+                None => std::future::pending().await,
+            }
+        };
+        let ended = tokio::select! {
+            ended = runner => ended,
+            () = self.server.deposed() => {
+                let message = "another server of the same database leads: start this one again, and it follows that one";
+                return Error::new(Code::FailedPrecondition, "deposed", message);
+            }
+        };
         self.runner = None;
         why_ended(ended)
     }
@@ -244,6 +257,7 @@ fn start_error(error: &StartError) -> Error {
         StartError::DataDir(dispense_server::DataDirError::InUse { .. }) => lease::IN_USE,
         StartError::DataDir(_) => "data_dir",
         StartError::Store { .. } => "database",
+        StartError::Standby { .. } => "standby",
         StartError::Vault(_) => "vault",
         StartError::Tls(_) => "tls",
         StartError::Listen { .. } => "listen",

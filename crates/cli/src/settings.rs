@@ -57,6 +57,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     same("server.ssh.names", "DISPENSE_SSH_NAMES", ""),
     same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
     same("server.database.url", "DISPENSE_DATABASE_URL", ""),
+    same("server.advertised_host", "DISPENSE_ADVERTISED_HOST", ""),
     same("server.tls.enabled", "DISPENSE_GRPC_TLS_ENABLED", "false"),
     same("server.tls.cert_file", "DISPENSE_GRPC_CERT_FILE", ""),
     same("server.tls.key_file", "DISPENSE_GRPC_KEY_FILE", ""),
@@ -236,6 +237,17 @@ impl Settings {
         })
     }
 
+    /// Where other servers of the same database reach this one: by default where it listens, or by its machine's name.
+    pub(crate) fn advertised_host(&self) -> Result<String, Error> {
+        let listening = self.address()?.ip();
+        self.parse("server.advertised_host", |text| match text {
+            "" if listening.is_unspecified() => Ok(own_name()),
+            "" => Ok(listening.to_string()),
+            text if text.parse::<std::net::IpAddr>().is_ok() => Ok(text.to_owned()),
+            text => domain(text),
+        })
+    }
+
     /// The certificate, where there is TLS: one of files, or of the server's own making.
     pub(crate) fn tls(&self) -> Result<Option<TlsConfig>, Error> {
         if !self.parse("server.tls.enabled", switch)? {
@@ -263,8 +275,7 @@ impl Settings {
             let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
             names.map(domain).collect::<Result<Vec<_>, String>>()
         })?;
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        names.extend(["localhost".to_owned(), host]);
+        names.extend(["localhost".to_owned(), own_name()]);
         Ok(Some(SshConfig { address, passwords, names }))
     }
 
@@ -303,6 +314,11 @@ impl Settings {
         })?;
         Ok(AccessConfig { key_required, requests_per_minute: limited.then_some(per_minute), allowed_origins })
     }
+}
+
+/// This machine's.
+fn own_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// `HOST:PORT` with numbers, or `:PORT` for every address of the machine.

@@ -3,6 +3,7 @@
 //! Each test makes a [`Host`]: a data directory of its own, as root or as an ordinary user. [`Host::finish`]
 //! fails the test when anything of it is left on the machine.
 
+pub mod balancer;
 pub mod clients;
 pub mod host;
 pub mod pair;
@@ -12,6 +13,7 @@ pub mod system;
 pub mod terminal;
 pub mod wait;
 
+pub use balancer::Balancer;
 pub use host::{Host, Mode, Up};
 pub use pair::Pair;
 pub use server::ServerProcess;

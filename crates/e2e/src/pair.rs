@@ -39,6 +39,12 @@ impl Running {
         self.0.wait().expect("ours")
     }
 
+    /// Its exit code, once it has ended by itself.
+    pub fn ended(mut self, deadline: Duration) -> Option<i32> {
+        let ended = || self.0.try_wait().expect("ours");
+        wait::until("the process ends", deadline, ended, Option::is_some).and_then(|status| status.code())
+    }
+
     /// Kills it with no chance to clean up.
     pub fn kill(mut self) {
         self.0.kill().expect("ours");

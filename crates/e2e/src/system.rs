@@ -54,6 +54,7 @@ async fn start_server(
         previews: PreviewConfig::default(),
         ssh: None,
         database,
+        advertised_host: "127.0.0.1".into(),
     };
     let listen = |address| async move { TcpListener::bind(address).await.expect("a free port") };
     let (public, runners) = (listen(address).await, listen(runner_address).await);

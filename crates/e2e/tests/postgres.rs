@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use dispense_client::Code;
 use dispense_client::v1::{CreateSandboxRequest, SandboxState};
+use dispense_e2e::System;
 use dispense_e2e::postgres::Postgres;
-use dispense_e2e::{Host, Mode, System};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -36,23 +36,4 @@ async fn rows_outlive_the_server_and_a_database_that_was_killed_is_used_again() 
     assert_eq!(again.state(), SandboxState::Running);
     assert_eq!(system.client.get("box").await.expect("kept").state(), SandboxState::Running);
     system.stop().await;
-}
-
-#[test]
-fn a_second_server_on_the_same_database_is_refused() {
-    let Some(mode) = Mode::available().into_iter().next() else { return };
-    let Some(postgres) = Postgres::start() else { return };
-    let (first, second) = (Host::new(mode), Host::new(mode));
-    let up = first.up_with_env(&[("DISPENSE_DATABASE_URL", &postgres.url())]);
-    first.ok(&["create", "--name", "box"]);
-    let shown = first.ok(&["config", "show", "--output", "json"]);
-    assert!(shown.contains("server.database.url"), "{shown}");
-    let args = ["server", "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-    let refused = second.command(args).env("DISPENSE_DATABASE_URL", postgres.url()).output().expect("it starts");
-    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && text.contains("another server uses it"), "{text}");
-    up.stop();
-    for host in [first, second] {
-        host.finish();
-    }
 }

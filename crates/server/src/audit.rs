@@ -147,11 +147,10 @@ mod tests {
 
     use super::*;
     use crate::auth::{Role, Scope};
-    use crate::store::{Database, StoreMode};
 
     async fn audit(folder: &tempfile::TempDir) -> Audit {
-        let store = Store::open(Database::File(folder.path().join("server.db")), StoreMode::Free, Arc::default()).await;
-        Audit { store: Arc::new(store.expect("it opens")), clock: Arc::new(Clock::new(Arc::new(SystemTime::now))) }
+        let store = Store::in_folder(folder.path()).await;
+        Audit { store: Arc::new(store), clock: Arc::new(Clock::new(Arc::new(SystemTime::now))) }
     }
 
     fn caller() -> Principal {

@@ -10,6 +10,8 @@
 mod audit;
 mod auth;
 mod clock;
+mod cluster;
+mod config;
 mod data_dir;
 mod door;
 mod events;
@@ -28,15 +30,12 @@ mod sweep;
 mod vault;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dispense_api::limits;
 use dispense_api::runner::runner_link_service_server::RunnerLinkServiceServer;
 use dispense_api::tls::SharedPin;
-use http::HeaderValue;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -48,6 +47,7 @@ use auth::keys::KEY_PREFIX;
 use auth::secret::{ServerSecret, hash, random};
 use auth::{ApiKey, Keys, Role};
 use clock::Clock;
+use cluster::Listeners;
 use door::health::Health;
 use door::listener::Port;
 use door::ssh::SshDoor;
@@ -61,7 +61,7 @@ use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
 use ssh::{Authority, Ssh};
-use store::{Store, StoreError};
+use store::{Leader, Store, StoreError};
 use vault::Vault;
 
 pub use auth::table::{Row, rows};
@@ -70,6 +70,7 @@ pub use ssh::SshConfig;
 pub use store::{Database, StoreMode};
 
 pub use clock::WallClock;
+pub use config::{AccessConfig, LOG_TAIL_BYTES_DEFAULT, ServerConfig, StartError, Surroundings};
 pub use data_dir::DataDirError;
 pub use door::listener::Listener;
 pub use door::openapi::document as openapi;
@@ -84,107 +85,6 @@ const PUBLIC_WINDOW_BYTES: u32 = 64 << 20;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The file with the first administrator's key.
 const ADMIN_KEY_FILE: &str = "admin.key";
-
-/// How a server is set up.
-#[derive(Debug, Clone)]
-pub struct ServerConfig {
-    /// Database, keys, lock.
-    pub data_dir: PathBuf,
-    /// The public door; port 0 takes a free one.
-    pub address: SocketAddr,
-    /// Where runners connect to; port 0 takes a free one.
-    pub runner_address: SocketAddr,
-    /// It serves one user's commands and ends with them: sandboxes that an earlier life left with a lease
-    /// are deleted at the start.
-    pub embedded: bool,
-    /// What is kept of each stream of a finished process when its sandbox is gone; 0 keeps nothing.
-    pub log_tail_bytes: u32,
-    /// Who may call, and how often.
-    pub access: AccessConfig,
-    /// By default a file in the data directory.
-    pub database: Option<Database>,
-    /// What is sealed in the database is sealed anew, with a key that is made now; the old one is forgotten.
-    pub rotate_secrets: bool,
-    /// Without it both ports are plain.
-    pub tls: Option<TlsConfig>,
-    /// Where previews are.
-    pub previews: PreviewConfig,
-    /// SSH, where it is switched on.
-    pub ssh: Option<SshConfig>,
-}
-
-/// What is asked of callers.
-#[derive(Debug, Clone)]
-pub struct AccessConfig {
-    /// Without it everybody who reaches the port is an administrator.
-    pub key_required: bool,
-    /// Requests a minute of one account; `None` for no limit.
-    pub requests_per_minute: Option<NonZeroU32>,
-    /// Origins of pages whose scripts may call, e.g. `https://console.example.org`.
-    pub allowed_origins: Vec<HeaderValue>,
-}
-
-impl Default for AccessConfig {
-    fn default() -> Self {
-        Self { key_required: true, requests_per_minute: None, allowed_origins: vec![] }
-    }
-}
-
-/// A screen or two of text, and the end of most stack traces.
-pub const LOG_TAIL_BYTES_DEFAULT: u32 = 64 << 10;
-
-/// What a server takes from the machine beside its files.
-pub struct Surroundings {
-    /// The machine's clock.
-    pub wall_clock: WallClock,
-    /// How the database answers.
-    pub store: StoreMode,
-}
-
-impl Default for Surroundings {
-    fn default() -> Self {
-        Self { wall_clock: Arc::new(std::time::SystemTime::now), store: StoreMode::Free }
-    }
-}
-
-/// Why a server did not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The data directory cannot be used.
-    #[error(transparent)]
-    DataDir(#[from] DataDirError),
-    /// The database cannot be opened.
-    #[error("failed to open the database {database}: {cause}")]
-    Store {
-        /// Which one.
-        database: String,
-        /// Why.
-        cause: String,
-    },
-    /// The certificate cannot be used.
-    #[error("failed to set TLS up: {0}")]
-    Tls(String),
-    /// What is sealed in the database cannot be opened.
-    #[error("failed to open the stored secrets: {0}")]
-    Vault(String),
-    /// The port is taken, or not ours to take.
-    #[error("failed to listen on {address}: {source}: choose another with {flag}")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// Which flag sets it.
-        flag: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-}
-
-/// The ports of a server.
-struct Listeners<L> {
-    public: L,
-    runners: L,
-    ssh: Option<L>,
-}
 
 /// A running server.
 pub struct Server {
@@ -234,12 +134,11 @@ impl Server {
         let tls = config.tls.as_ref().map(|tls| Tls::open(tls, &data_dir)).transpose();
         let tls = tls.map_err(|error| StartError::Tls(error.to_string()))?.map(Arc::new);
         let database = config.database.clone().unwrap_or_else(|| Database::File(data_dir.join("server.db")));
-        let failed = |error: StoreError| {
-            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
-            StartError::Store { database: database.to_string(), cause: format!("{error}{source}") }
-        };
+        let failed = |error: StoreError| StartError::store(&database, &error);
         let metrics = Arc::new(Metrics::default());
-        let store = Arc::new(Store::open(database.clone(), surroundings.store, metrics.clone()).await.map_err(failed)?);
+        let (lead, listeners) = cluster::lead(&database, &surroundings.store, listeners, &data_dir).await?;
+        let id = lead.id.clone();
+        let store = Arc::new(Store::open(lead, surroundings.store, metrics.clone()).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
         let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
         let vault = Vault::open(&data_dir, store.clone(), config.rotate_secrets).await?;
@@ -259,10 +158,12 @@ impl Server {
         let previews = Previews {
             config: config.previews.clone(),
             secret: sandboxes.secret.clone(),
-            store,
+            store: store.clone(),
             clock,
             listening: address.port(),
         };
+        let leader = listeners.leader(id, &config.advertised_host, vault.fingerprint());
+        announce(&store, leader).await.map_err(failed)?;
         let health = Arc::new(Health::serving(door::grpc::services()).await);
         let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
@@ -358,6 +259,11 @@ impl Server {
         &self.join_token
     }
 
+    /// Returns when another server leads in this one's place: nothing that this one says holds any more.
+    pub async fn deposed(&self) {
+        self.parts.sandboxes.store.lost().await;
+    }
+
     /// Returns when a runner is connected.
     pub async fn runner_connected(&self) {
         self.parts.sandboxes.fleet.any_connected().await;
@@ -441,6 +347,15 @@ async fn open_sandboxes(store: Arc<Store>, clock: Arc<Clock>, config: &ServerCon
         agents: Arc::default(),
         routes: Arc::default(),
     })
+}
+
+/// Tells the servers that share the database where this one is.
+async fn announce(store: &Store, leader: Leader) -> Result<(), StoreError> {
+    let write = store.write(move |tx| {
+        let leader = leader.clone();
+        Box::pin(async move { leader.announce(tx).await })
+    });
+    write.await
 }
 
 async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, StartError> {

@@ -7,6 +7,7 @@
 //! is rolled back and its changes run alone.
 
 pub(crate) mod audit;
+mod database;
 pub(crate) mod events;
 pub(crate) mod jobs;
 pub(crate) mod keys;
@@ -22,100 +23,26 @@ pub(crate) mod ssh_keys;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use sqlx::any::AnyPoolOptions;
-use sqlx::{AnyConnection, Connection, Executor, Row};
+use sqlx::{AnyConnection, Row};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use writer::Writer;
 
+pub use database::Database;
+pub(crate) use database::{Lead, Leader};
 pub(crate) use readers::{AnyQuery, Readers};
 
 /// Connections that read; more gain nothing on a file.
 const READERS: u32 = 4;
 /// A reader waits at most this long for a connection, a writer for the lock of another process.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// FULL: what a client was told is on the disk.
-const PRAGMAS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; \
-                       PRAGMA cache_size = -16000;";
-/// Of a PostgreSQL database, held by the one server that writes to it: any number that is always the same.
-const WRITER_LOCK: &str = "SELECT pg_try_advisory_lock(4850263112) AS held";
-
-/// Which database.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Database {
-    /// A SQLite file.
-    File(PathBuf),
-    /// A PostgreSQL server, as `postgres://USER:PASSWORD@HOST/NAME`.
-    Postgres(String),
-}
-
-impl Database {
-    fn url(&self) -> String {
-        match self {
-            Self::File(path) => format!("sqlite://{}?mode=rwc", path.display()),
-            Self::Postgres(url) => url.clone(),
-        }
-    }
-
-    /// What is done to a fresh connection.
-    async fn prepare(&self, connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
-        if let Self::File(_) = self {
-            connection.execute(PRAGMAS).await?;
-        }
-        Ok(())
-    }
-
-    /// Begins a transaction of the writer.
-    fn begin(&self) -> &'static str {
-        match self {
-            // The lock is taken before anything is read, so that no read in the transaction is stale.
-            Self::File(_) => "BEGIN IMMEDIATE",
-            // The writer is the only one.
-            Self::Postgres(_) => "BEGIN",
-        }
-    }
-
-    /// The writer's connection.
-    async fn connect_writer(&self) -> Result<AnyConnection, StoreError> {
-        let mut connection = AnyConnection::connect(&self.url()).await?;
-        self.prepare(&mut connection).await?;
-        if let Self::Postgres(_) = self {
-            let row = sqlx::query(WRITER_LOCK).fetch_one(&mut connection).await?;
-            if !row.try_get::<bool, _>("held")? {
-                return Err(StoreError::InUse);
-            }
-        }
-        Ok(connection)
-    }
-}
-
-/// Without the password.
-impl std::fmt::Debug for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.to_string())
-    }
-}
-
-impl std::fmt::Display for Database {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "{}", path.display()),
-            Self::Postgres(url) => {
-                let (scheme, rest) = url.split_once("://").unwrap_or(("postgres", ""));
-                write!(f, "{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, place)| place))
-            }
-        }
-    }
-}
 
 /// A change under way.
 pub(crate) type Change<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
@@ -132,9 +59,6 @@ pub(crate) enum StoreError {
     /// Its file, directory or file system is read-only.
     #[error("failed to write the database: make its file and directory writable for this user")]
     ReadOnly,
-    /// Another server writes to it.
-    #[error("another server uses it: end that one first")]
-    InUse,
     /// The database cannot be written or read now.
     #[error("failed to use the database")]
     Sql(#[source] sqlx::Error),
@@ -183,7 +107,7 @@ pub enum StoreMode {
 }
 
 impl StoreMode {
-    fn is_held(&self) -> bool {
+    pub(crate) fn is_held(&self) -> bool {
         matches!(self, Self::Held { .. })
     }
 }
@@ -192,36 +116,42 @@ impl StoreMode {
 pub(crate) struct Store {
     readers: Readers,
     writer: Writer,
+    lost: CancellationToken,
 }
 
 impl Store {
-    /// Opens the database, or makes the file, and brings its schema to this version.
-    pub(crate) async fn open(database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        in_place(mode.is_held(), Self::open_now(database, mode, metrics)).await
+    /// Brings the schema of a database to this version, and serves it. `lead` is what this server writes with.
+    pub(crate) async fn open(lead: Lead, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        in_place(mode.is_held(), Self::open_now(lead, mode, metrics)).await
     }
 
-    async fn open_now(database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        static DRIVERS: Once = Once::new();
-        DRIVERS.call_once(sqlx::any::install_default_drivers);
-        if let Database::File(path) = &database {
-            writable(path)?;
-        }
-        let mut writing = database.connect_writer().await?;
-        sqlx::migrate!().run(&mut writing).await?;
+    async fn open_now(mut lead: Lead, mode: StoreMode, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
+        sqlx::migrate!().run(&mut lead.connection).await?;
         let readers = if mode.is_held() {
-            let mut connection = AnyConnection::connect(&database.url()).await?;
-            database.prepare(&mut connection).await?;
-            Readers::One(Mutex::new(connection))
+            Readers::One(Mutex::new(lead.database.connect().await?))
         } else {
             let options = AnyPoolOptions::new().max_connections(READERS).acquire_timeout(BUSY_TIMEOUT);
-            let kind = database.clone();
+            let kind = lead.database.clone();
             let options = options.after_connect(move |connection, _| {
                 let kind = kind.clone();
                 Box::pin(async move { kind.prepare(connection).await })
             });
-            Readers::Pool(options.connect(&database.url()).await?)
+            Readers::Pool(options.connect(&lead.database.url()).await?)
         };
-        Ok(Self { readers, writer: Writer::start(writing, database, mode, metrics) })
+        Ok(Self { readers, lost: lead.lost.clone(), writer: Writer::start(lead, mode, metrics) })
+    }
+
+    /// One in a folder, for a test.
+    #[cfg(test)]
+    pub(crate) async fn in_folder(folder: &std::path::Path) -> Self {
+        let lead = Database::File(folder.join("server.db")).lead().await.expect("it opens");
+        let lead = lead.unwrap_or_else(|_| panic!("a file has no other server"));
+        Self::open(lead, StoreMode::Free, Arc::default()).await.expect("it opens")
+    }
+
+    /// Returns when another server writes to the database in this one's place.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
     }
 
     /// For queries that change nothing.
@@ -266,18 +196,8 @@ impl Store {
     }
 }
 
-/// SQLite would leave files beside a database that nobody can write.
-fn writable(path: &Path) -> Result<(), StoreError> {
-    match OpenOptions::new().write(true).open(path) {
-        Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
-            Err(StoreError::ReadOnly)
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Waits for the database on this thread, so that nothing else happens meanwhile, or as any future.
-async fn in_place<T>(held: bool, answer: impl Future<Output = T>) -> T {
+pub(crate) async fn in_place<T>(held: bool, answer: impl Future<Output = T>) -> T {
     if held {
         // Not for this runtime's scheduler to stop half way.
         futures_executor::block_on(tokio::task::unconstrained(answer))

@@ -13,7 +13,7 @@ use dispense_api::error::{Code, Error};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use crate::StartError;
-use crate::auth::secret::{hex, random_bytes};
+use crate::auth::secret::{hash, hex, random_bytes};
 use crate::data_dir::{DataDir, DataDirError};
 use crate::store::secrets::{self, Sealed};
 use crate::store::{Store, StoreError};
@@ -73,6 +73,12 @@ impl From<VaultError> for Error {
 pub(crate) struct Vault {
     store: Arc<Store>,
     keys: Vec<Key>,
+    fingerprint: String,
+}
+
+/// Tells the newest key of a data directory from others; `None` where there is none yet.
+pub(crate) fn fingerprint(data_dir: &DataDir) -> Result<Option<String>, DataDirError> {
+    Ok(data_dir.read_lines(KEYS_FILE)?.last().map(|line| hash(line)))
 }
 
 impl Vault {
@@ -85,7 +91,8 @@ impl Vault {
             data_dir.write(KEYS_FILE, &(lines.join("\n") + "\n"))?;
         }
         let keys = lines.iter().map(|line| parse(line)).collect::<Result<Vec<_>, _>>()?;
-        let mut vault = Self { store, keys };
+        let fingerprint = lines.last().map(|line| hash(line)).unwrap_or_default();
+        let mut vault = Self { store, keys, fingerprint };
         if vault.keys.len() > 1 {
             vault.seal_anew().await?;
             let newest = lines.pop().ok_or(VaultError::Malformed)?;
@@ -93,6 +100,11 @@ impl Vault {
             vault.keys.drain(..vault.keys.len() - 1);
         }
         Ok(vault)
+    }
+
+    /// Tells its key from others.
+    pub(crate) fn fingerprint(&self) -> String {
+        self.fingerprint.clone()
     }
 
     async fn seal_anew(&self) -> Result<(), VaultError> {
@@ -169,17 +181,12 @@ fn parse(line: &str) -> Result<Key, VaultError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Database, StoreMode};
 
     #[tokio::test]
     async fn a_value_is_sealed_opens_again_and_outlives_a_rotation() {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let data_dir = DataDir::open(folder.path()).expect("free");
-        let store = Arc::new(
-            Store::open(Database::File(data_dir.join("server.db")), StoreMode::Free, Arc::default())
-                .await
-                .expect("it opens"),
-        );
+        let store = Arc::new(Store::in_folder(folder.path()).await);
         let vault = Vault::open(&data_dir, store.clone(), false).await.expect("it opens");
         assert_eq!(vault.get("provider").await.expect("none yet"), None);
         vault.put("provider", "sk-secret-1234").await.expect("kept");

@@ -40,6 +40,7 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArg
         access: settings.access()?,
         tls: settings.tls()?,
         database: settings.database()?,
+        advertised_host: settings.advertised_host()?,
         rotate_secrets: listen.rotate_secrets,
         previews: settings.previews()?,
         ssh: settings.ssh()?,
@@ -55,7 +56,7 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArg
     introduce(&server.info, &settings, &data_dir.join("admin.key"));
     let ended = tokio::select! {
         () = stop.next() => Ok(0),
-        error = server.runner_ended() => Err(error),
+        error = server.ended() => Err(error),
     };
     // A second signal does not wait.
     tokio::select! {
@@ -101,6 +102,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         access: AccessConfig::default(),
         tls: None,
         database: None,
+        advertised_host: String::new(),
         rotate_secrets: false,
         previews: PreviewConfig::default(),
         ssh: None,

@@ -11,7 +11,7 @@ use tokio_stream::Stream;
 use tonic::{Response, Status, Streaming};
 
 use super::outbox::Outbox;
-use crate::retry::jitter;
+use crate::retry::{idempotent, jitter};
 use crate::{Client, error};
 
 /// Between attempts to come back.
@@ -56,7 +56,8 @@ impl Events {
     ) -> Result<Self, Error> {
         let mut events =
             Self { client, sandbox, opening, outbox, stream: None, process: None, lost: None, ended: false };
-        events.stream = Some(events.connect().await?);
+        // A start has a key, so one whose answer was lost is the same start.
+        events.stream = Some(idempotent(|| events.connect()).await?);
         Ok(events)
     }
 
@@ -176,7 +177,7 @@ impl Events {
         }
         tokio::time::sleep_until(lost.next).await;
         let attempt = match tokio::time::timeout(ATTEMPT_TIMEOUT, self.connect()).await {
-            Ok(attempt) => attempt,
+            Ok(attempt) => attempt.map(Response::into_inner).map_err(error::of),
             Err(_) => Err(Error::new(Code::Unavailable, "connection", "the server does not answer")),
         };
         match attempt {
@@ -190,11 +191,11 @@ impl Events {
         Ok(())
     }
 
-    async fn connect(&self) -> Result<Streaming<v1::ProcessEvent>, Error> {
+    async fn connect(&self) -> Result<Response<Streaming<v1::ProcessEvent>>, Status> {
         let connection = self.outbox.begin();
         let mut calls = self.client.processes();
         let sandbox = self.sandbox.clone();
-        let answer: Result<Response<_>, Status> = match &self.opening {
+        match &self.opening {
             Opening::Start(start) => {
                 let kind = Some(run_process_request::Kind::Start(start.clone()));
                 let input = |input| v1::RunProcessRequest {
@@ -213,8 +214,7 @@ impl Events {
                 let first = v1::AttachProcessRequest { sandbox, kind };
                 calls.attach_process(messages(first, self.outbox.clone(), connection, input)).await
             }
-        };
-        Ok(answer.map_err(error::of)?.into_inner())
+        }
     }
 }
 

@@ -175,21 +175,17 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
 
     use http::HeaderMap;
 
     use super::*;
-    use crate::store::{Database, StoreMode};
 
     fn headers(secret: &str) -> HeaderMap {
         HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), secret.parse().expect("a header"))])
     }
 
     async fn store(folder: &tempfile::TempDir) -> Store {
-        Store::open(Database::File(folder.path().join("server.db")), StoreMode::Free, Arc::default())
-            .await
-            .expect("it opens")
+        Store::in_folder(folder.path()).await
     }
 
     fn now() -> i64 {

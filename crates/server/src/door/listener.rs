@@ -112,21 +112,23 @@ pub(crate) async fn serve<L, S, F, B>(
     accept(listener, CONNECTIONS_MAX, each, tasks, ended).await;
 }
 
-/// Accepts connections until `shutdown`, at most so many at a time; each is served by a task of its own.
+/// Accepts connections until `shutdown`, at most so many at a time, and returns the listener; each is served by a
+/// task of its own.
 pub(crate) async fn accept<L, F>(
     mut listener: L,
     connections_max: usize,
     each: impl Fn(L::Stream, SocketAddr) -> F,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-) where
+) -> L
+where
     L: Listener,
     F: Future<Output = ()> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(connections_max));
     loop {
         let accepted = tokio::select! {
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => return listener,
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {

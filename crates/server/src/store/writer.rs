@@ -9,7 +9,8 @@ use sqlx::{Connection, Executor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::{Database, StoreError, StoreMode, in_place};
+use super::database::{Database, LEAD_KEEPALIVE, Lead};
+use super::{StoreError, StoreMode, in_place};
 use crate::metrics::Metrics;
 
 /// Changes that wait; past it callers wait before they queue.
@@ -73,9 +74,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn start(connection: AnyConnection, database: Database, mode: StoreMode, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn start(lead: Lead, mode: StoreMode, metrics: Arc<Metrics>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHANGES);
-        let task = tokio::spawn(run(connection, database, receiver, mode, metrics));
+        let task = tokio::spawn(run(lead, receiver, mode, metrics));
         Self { queue: Mutex::new(Some(queue)), task: Mutex::new(Some(task)) }
     }
 
@@ -110,30 +111,36 @@ impl Writer {
     }
 }
 
-async fn run(
-    mut connection: AnyConnection,
-    database: Database,
-    mut queue: mpsc::Receiver<Box<dyn Change>>,
-    mode: StoreMode,
-    metrics: Arc<Metrics>,
-) {
+async fn run(mut lead: Lead, mut queue: mpsc::Receiver<Box<dyn Change>>, mode: StoreMode, metrics: Arc<Metrics>) {
     let held = mode.is_held();
     let mut batch = Vec::with_capacity(BATCH_CHANGES);
-    while queue.recv_many(&mut batch, BATCH_CHANGES).await > 0 {
+    while next(&mut lead, &mut queue, &mut batch).await {
         if let StoreMode::Held { pause } = &mode {
             tokio::time::sleep(pause()).await;
         }
         let begun = Instant::now();
-        if !in_place(held, write(&mut connection, &database, &mut batch)).await
-            && matches!(database, Database::Postgres(_))
-        {
-            restore(&mut connection, &database).await;
+        let all = in_place(held, write(&mut lead.connection, &lead.database, &mut batch)).await;
+        if !all && matches!(lead.database, Database::Postgres(_)) {
+            lead.restore().await;
         }
         metrics.committed(batch.len(), begun.elapsed());
         batch.clear();
     }
-    if let Err(error) = connection.close().await {
+    if let Err(error) = lead.connection.close().await {
         tracing::warn!(%error, "database was not closed");
+    }
+}
+
+/// Waits for changes, and keeps the lead meanwhile; `false` when there will be none.
+async fn next(lead: &mut Lead, queue: &mut mpsc::Receiver<Box<dyn Change>>, batch: &mut Vec<Box<dyn Change>>) -> bool {
+    if let Database::File(_) = lead.database {
+        return queue.recv_many(batch, BATCH_CHANGES).await > 0;
+    }
+    loop {
+        match tokio::time::timeout(LEAD_KEEPALIVE, queue.recv_many(batch, BATCH_CHANGES)).await {
+            Ok(count) => return count > 0,
+            Err(_) => lead.restore().await,
+        }
     }
 }
 
@@ -158,16 +165,6 @@ async fn write(connection: &mut AnyConnection, database: &Database, batch: &mut 
             }
             all
         }
-    }
-}
-
-/// After a failure: the database may have been restarted, or the network cut.
-async fn restore(connection: &mut AnyConnection, database: &Database) {
-    let Err(error) = connection.ping().await else { return };
-    tracing::warn!(%error, "the connection to the database is lost");
-    match database.connect_writer().await {
-        Ok(fresh) => *connection = fresh,
-        Err(error) => tracing::error!(%error, "the database cannot be reached: the next change tries again"),
     }
 }
 

@@ -113,6 +113,7 @@ async fn serve(data_dir: PathBuf, credentials: Arc<Mutex<Option<Credentials>>>, 
         ssh: None,
         tls: None,
         database: None,
+        advertised_host: String::new(),
     };
     let surroundings = Surroundings {
         wall_clock: Arc::new(|| SystemTime::UNIX_EPOCH + turmoil::since_epoch().unwrap_or_default()),
