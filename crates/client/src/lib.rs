@@ -16,7 +16,8 @@
 //! # }
 //! ```
 //!
-//! It retries only what is idempotent: reads, deletes, renewals.
+//! It retries only what is idempotent: reads, deletes, renewals. Whole programs stand in `crates/client/examples`; CI runs
+//! each of them.
 
 mod batch;
 mod error;

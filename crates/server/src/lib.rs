@@ -345,7 +345,7 @@ async fn open_sandboxes(store: Arc<Store>, clock: Arc<Clock>, config: &ServerCon
         secret,
         notices: Arc::default(),
         agents: Arc::default(),
-        routes: Arc::default(),
+        live: Arc::default(),
     })
 }
 

@@ -76,7 +76,7 @@ async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
 /// The machine's clock was set: what was to last an hour still does.
 async fn follow_jump(sandboxes: &Sandboxes, jump: i64) -> Result<(), dispense_api::error::Error> {
     tracing::warn!(seconds = jump / 1_000_000, "the machine's clock has jumped: deadlines are moved along");
-    let clock = sandboxes.clock.clone();
+    let (clock, live) = (sandboxes.clock.clone(), sandboxes.live.clone());
     let moved = sandboxes.store.write_then(
         move |tx| {
             Box::pin(async move {
@@ -84,7 +84,10 @@ async fn follow_jump(sandboxes: &Sandboxes, jump: i64) -> Result<(), dispense_ap
                 jobs::move_deadlines(tx, jump).await
             })
         },
-        move |()| clock.follow(jump),
+        move |()| {
+            clock.follow(jump);
+            live.forget();
+        },
     );
     Ok(moved.await?)
 }

@@ -99,7 +99,7 @@ impl Sandboxes {
             self.fleet.send(runner, self.orders.of(&sandbox));
         }
         planted::arm(sandbox.id.as_str());
-        let (fleet, orders, routes) = (self.fleet.clone(), self.orders.clone(), self.routes.clone());
+        let (fleet, orders, live) = (self.fleet.clone(), self.orders.clone(), self.live.clone());
         let ticker = self.ticker.clone();
         let write = self.store.write_then(
             move |tx| {
@@ -113,7 +113,7 @@ impl Sandboxes {
             },
             move |sandbox| {
                 ticker.tick();
-                routes.follow(sandbox);
+                live.follow(sandbox);
                 if let Some(runner) = &sandbox.runner {
                     // A runner that left meanwhile gets the order when it is back.
                     fleet.send(runner, orders.of(sandbox));

@@ -20,7 +20,7 @@ impl Sandboxes {
     /// A runner reported a box.
     pub(crate) async fn box_reported(&self, runner: &RunnerId, report: BoxReport) -> Result<(), Error> {
         tracing::debug!(%runner, sandbox = %report.sandbox, generation = %report.generation, fact = ?report.fact, "box");
-        let Some(sandbox) = sandboxes::find(self.store.readers(), report.sandbox.as_str()).await? else {
+        let Some(sandbox) = self.find(report.sandbox.as_str()).await? else {
             if report.fact != BoxFact::Gone {
                 // It is kept: a server with an old copy of its database must not destroy what it has forgotten.
                 tracing::warn!(%runner, sandbox = %report.sandbox, "runner has a box that this server does not know");
@@ -131,7 +131,7 @@ impl Sandboxes {
             .map(|change| &change.sandbox.id)
             .collect();
         for report in boxes.iter().filter(|report| !here.contains(&report.sandbox)) {
-            match sandboxes::find(self.store.readers(), report.sandbox.as_str()).await {
+            match self.find(report.sandbox.as_str()).await {
                 Ok(Some(sandbox)) => {
                     orders.push(self.orders.absent(&sandbox.id, sandbox.life.generation.max(report.generation).0));
                 }

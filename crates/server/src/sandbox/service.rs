@@ -10,9 +10,9 @@ use dispense_api::id::{JobId, RunnerId, SandboxId};
 use super::agents::{Agents, Report};
 use super::change::{Applied, Cause, apply};
 use super::lifecycle::{Denied, Request, State};
+use super::live::Live;
 use super::notices::Notices;
 use super::order::Orders;
-use super::routes::Routes;
 use super::{Sandbox, lifecycle::Desired};
 use crate::audit::Audit;
 use crate::auth::secret::ServerSecret;
@@ -22,7 +22,7 @@ use crate::fleet::{Fleet, Mode, RunnerView};
 use crate::job::{Job, JobType};
 use crate::refusal::{denied, unknown_job, unknown_sandbox};
 use crate::relay::Route;
-use crate::store::{Store, jobs, runners, sandboxes};
+use crate::store::{Store, StoreError, jobs, runners, sandboxes};
 
 /// The parts that a sandbox touches.
 pub(crate) struct Sandboxes {
@@ -35,7 +35,7 @@ pub(crate) struct Sandboxes {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) agents: Arc<Agents>,
-    pub(crate) routes: Arc<Routes>,
+    pub(crate) live: Arc<Live>,
 }
 
 impl Sandboxes {
@@ -44,8 +44,15 @@ impl Sandboxes {
         if id_or_name.is_empty() {
             return Err(super::spec::invalid("sandbox", "an id or name is missing"));
         }
-        let found = sandboxes::find(self.store.readers(), id_or_name).await?;
-        found.ok_or_else(|| unknown_sandbox(id_or_name))
+        self.find(id_or_name).await?.ok_or_else(|| unknown_sandbox(id_or_name))
+    }
+
+    /// The same, if there is one.
+    pub(super) async fn find(&self, id_or_name: &str) -> Result<Option<Sandbox>, StoreError> {
+        match self.live.get(id_or_name) {
+            Some(sandbox) => Ok(Some(sandbox)),
+            None => sandboxes::find(self.store.readers(), id_or_name).await,
+        }
     }
 
     /// The job of an id.
@@ -113,15 +120,23 @@ impl Sandboxes {
         }
         let id = sandbox.id.clone();
         let clock = self.clock.clone();
-        let renewed = self.store.write(move |tx| {
-            let (id, now) = (id.clone(), clock.now());
-            Box::pin(async move {
-                let Some(mut sandbox) = sandboxes::get(tx, &id).await? else { return Ok(None) };
-                sandbox.lease_until = Some(super::create::after(now, sandbox.spec.lease_secs));
-                sandboxes::update(tx, &sandbox).await?;
-                Ok(Some(sandbox))
-            })
-        });
+        let live = self.live.clone();
+        let renewed = self.store.write_then(
+            move |tx| {
+                let (id, now) = (id.clone(), clock.now());
+                Box::pin(async move {
+                    let Some(mut sandbox) = sandboxes::get(tx, &id).await? else { return Ok(None) };
+                    sandbox.lease_until = Some(super::create::after(now, sandbox.spec.lease_secs));
+                    sandboxes::update(tx, &sandbox).await?;
+                    Ok(Some(sandbox))
+                })
+            },
+            move |renewed| {
+                if let Some(sandbox) = renewed {
+                    live.follow(sandbox);
+                }
+            },
+        );
         renewed.await?.ok_or_else(|| unknown_sandbox(id_or_name))
     }
 
@@ -132,7 +147,7 @@ impl Sandboxes {
         id: &SandboxId,
         report: Report,
     ) -> Result<(), Error> {
-        let Some(sandbox) = sandboxes::find(self.store.readers(), id.as_str()).await? else { return Ok(()) };
+        let Some(sandbox) = self.find(id.as_str()).await? else { return Ok(()) };
         if sandbox.runner.as_ref() != Some(runner) || report.generation != sandbox.life.generation {
             return Ok(());
         }
@@ -194,7 +209,7 @@ impl Sandboxes {
 
     /// Places a sandbox that waits; `false` when no runner fits.
     pub(crate) async fn place(&self, id: &SandboxId) -> Result<bool, Error> {
-        let Some(sandbox) = sandboxes::find(self.store.readers(), id.as_str()).await? else { return Ok(true) };
+        let Some(sandbox) = self.find(id.as_str()).await? else { return Ok(true) };
         if sandbox.life.observed != State::Pending {
             return Ok(true);
         }
@@ -238,10 +253,10 @@ impl Sandboxes {
     pub(super) fn follow_up(&self) -> impl Fn(&Applied) + Send + 'static {
         let (fleet, notices, agents, orders) =
             (self.fleet.clone(), self.notices.clone(), self.agents.clone(), self.orders.clone());
-        let (routes, ticker) = (self.routes.clone(), self.ticker.clone());
+        let (live, ticker) = (self.live.clone(), self.ticker.clone());
         move |applied| {
             let sandbox = &applied.sandbox;
-            routes.follow(sandbox);
+            live.follow(sandbox);
             // One that was forgotten while its runner came back is removed there.
             let forgotten = sandbox.life.observed == State::Deleted && !sandbox.box_gone;
             if (applied.order || forgotten)
@@ -271,7 +286,7 @@ impl Sandboxes {
 
     /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
     pub(crate) async fn route(&self, id_or_name: &str, timeout: Duration) -> Result<Route, Error> {
-        if let Some(route) = self.routes.get(id_or_name) {
+        if let Some(route) = self.live.route(id_or_name) {
             self.agents.used(&route.sandbox);
             return Ok(route);
         }
@@ -296,10 +311,7 @@ impl Sandboxes {
 
     /// The id of a sandbox, if there is one.
     pub(crate) async fn id_of(&self, id_or_name: &str) -> Result<Option<SandboxId>, Error> {
-        if let Some(route) = self.routes.get(id_or_name) {
-            return Ok(Some(route.sandbox));
-        }
-        let found = sandboxes::find(self.store.readers(), id_or_name).await?;
+        let found = self.find(id_or_name).await?;
         Ok(found.filter(|sandbox| sandbox.life.observed != State::Deleted).map(|sandbox| sandbox.id))
     }
 

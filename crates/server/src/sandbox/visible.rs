@@ -160,7 +160,7 @@ impl Visible<'_> {
         if self.caller.scope == Scope::All {
             return Ok(job);
         }
-        match sandboxes::find(self.sandboxes.store.readers(), job.sandbox.as_str()).await? {
+        match self.sandboxes.find(job.sandbox.as_str()).await? {
             Some(sandbox) if self.sees(&sandbox) => Ok(job),
             _ => Err(unknown_job(id)),
         }
@@ -204,7 +204,7 @@ impl Visible<'_> {
         if self.caller.role == Role::Admin && self.caller.scope == Scope::All {
             return Ok(());
         }
-        let (id, group, owner) = match self.sandboxes.routes.get(id_or_name) {
+        let (id, group, owner) = match self.sandboxes.live.route(id_or_name) {
             Some(route) => (route.sandbox, route.group, route.owner),
             None => {
                 let sandbox = self.sandboxes.get(id_or_name).await?;
