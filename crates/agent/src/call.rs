@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use dispense_api::agent::Status;
@@ -23,19 +24,23 @@ pub(crate) struct Requests<S> {
     buffer: BytesMut,
     decoder: Decoder,
     gone: Gone,
+    /// The caller's trace context; empty where there is none.
+    pub(crate) trace: String,
 }
 
 /// The agent's frames.
 pub(crate) struct Responses<S> {
     writer: WriteHalf<S>,
     buffer: BytesMut,
+    begun: Instant,
 }
 
 /// Splits a stream into both.
 pub(crate) fn split<S: AsyncRead + AsyncWrite>(stream: S, gone: Gone) -> (Requests<S>, Responses<S>) {
     let (reader, writer) = tokio::io::split(stream);
     let decoder = Decoder::new(limits::REQUEST_MESSAGE_MAX_BYTES);
-    (Requests { reader, buffer: BytesMut::new(), decoder, gone }, Responses { writer, buffer: BytesMut::new() })
+    let requests = Requests { reader, buffer: BytesMut::new(), decoder, gone, trace: String::new() };
+    (requests, Responses { writer, buffer: BytesMut::new(), begun: Instant::now() })
 }
 
 fn protocol(message: impl Into<String>) -> Error {
@@ -120,7 +125,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responses<S> {
 
     /// Ends the answer.
     pub(crate) async fn finish(&mut self, result: Result<(), Error>) -> io::Result<()> {
-        let status = result.map_or_else(Status::from, |()| Status::default());
+        let mut status = result.map_or_else(Status::from, |()| Status::default());
+        status.elapsed_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         frame::encode_status(&status, &mut self.buffer);
         self.flush().await?;
         self.writer.shutdown().await

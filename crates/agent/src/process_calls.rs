@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use dispense_api::error::{Code, Error};
+use dispense_api::limits;
+use dispense_api::trace::{TRACEPARENT, TraceParent};
 use dispense_api::v1::{
     AttachProcessRequest, InputTaken, ListProcessesRequest, ListProcessesResponse, OutputGap, OutputStream,
-    ProcessEvent, ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcessRequest,
-    attach_process_request, process_event, process_input, run_process_request,
+    ProcessEvent, ProcessInput, ResizeProcessRequest, RunProcessRequest, SignalProcessRequest, StartProcess,
+    StartProcessRequest, attach_process_request, process_event, process_input, run_process_request,
 };
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,13 +23,24 @@ fn invalid(message: &str) -> Error {
     Error::new(Code::InvalidArgument, "process_invalid", message)
 }
 
+/// A program that traces goes on with its caller's trace, unless the caller says something else.
+fn pass_trace(trace: &str, start: &mut StartProcess) {
+    if let Ok(parent) = trace.parse::<TraceParent>()
+        && start.env.len() < limits::MAP_MAX_ENTRIES
+    {
+        start.env.entry(TRACEPARENT.to_ascii_uppercase()).or_insert_with(|| parent.to_string());
+    }
+}
+
 pub(crate) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
     agent: &Agent,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let request: StartProcessRequest = requests.only().await?;
-    let process = agent.processes.start(request.start.ok_or_else(|| invalid("`start` is missing"))?)?;
+    let mut start = request.start.ok_or_else(|| invalid("`start` is missing"))?;
+    pass_trace(&requests.trace, &mut start);
+    let process = agent.processes.start(start)?;
     responses.send(&process.describe()).await.map_err(gone)
 }
 
@@ -37,9 +50,10 @@ pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let request: RunProcessRequest = requests.only().await?;
-    let Some(run_process_request::Kind::Start(start)) = request.kind else {
+    let Some(run_process_request::Kind::Start(mut start)) = request.kind else {
         return Err(invalid("the first message must have `start`"));
     };
+    pass_trace(&requests.trace, &mut start);
     let writer = start.key.clone();
     let process = agent.processes.start(start)?;
     let input = agent.processes.input(&process).map(|input| (input, writer));

@@ -129,6 +129,7 @@ where
         Ok(Err(error)) => return ended(responses.finish(Err(error)).await),
         Err(_) => return,
     };
+    requests.trace = call.traceparent;
     let Some(method) = Method::parse(&call.method) else {
         let method: String = call.method.chars().take(100).collect();
         let error = Error::new(Code::Unimplemented, reason::PROTOCOL, format!("this agent has no method `{method}`"));

@@ -180,6 +180,7 @@ impl From<Error> for agent::Status {
             reason: error.reason,
             message: error.message,
             details: error.details,
+            elapsed_us: 0,
         }
     }
 }

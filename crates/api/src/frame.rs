@@ -128,8 +128,9 @@ pub fn encode_status(status: &Status, buffer: &mut BytesMut) {
 }
 
 /// The first frame of a call.
-pub fn encode_call(method: &str, request_id: &str, buffer: &mut BytesMut) {
-    encode(&Call { method: method.to_owned(), request_id: request_id.to_owned() }, buffer);
+pub fn encode_call(method: &str, request_id: &str, traceparent: &str, buffer: &mut BytesMut) {
+    let [method, request_id, traceparent] = [method, request_id, traceparent].map(str::to_owned);
+    encode(&Call { method, request_id, traceparent }, buffer);
 }
 
 fn put(flags: u8, message: &impl Message, buffer: &mut BytesMut) {

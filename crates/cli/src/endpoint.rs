@@ -9,6 +9,7 @@ use crate::args::Global;
 use crate::config::{self, Config};
 use crate::failure::usage;
 use crate::local::lease::{self, Lease};
+use crate::telemetry;
 
 /// An embedded server that is away is dead, and its sandboxes with it.
 const EMBEDDED_RESUME_FOR: Duration = Duration::from_secs(2);
@@ -88,11 +89,12 @@ pub(crate) fn data_dir(global: &Global) -> Result<PathBuf, Error> {
 pub(crate) async fn connect(global: &Global) -> Result<Connected, Error> {
     match resolve(global)? {
         Endpoint::Configured { url, api_key, trust, .. } => {
-            Ok(Connected { client: Client::connect_trusting(&url, &api_key, &trust).await?, _lease: None })
+            let client = Client::connect_trusting(&url, &api_key, &trust).await?.traced(telemetry::current());
+            Ok(Connected { client, _lease: None })
         }
         Endpoint::Local { data_dir } => {
             let lease = lease::take(&data_dir).await?;
-            let mut client = lease.info.connect().await?;
+            let mut client = lease.info.connect().await?.traced(telemetry::current());
             if lease.info.embedded {
                 client = client.resume_for(EMBEDDED_RESUME_FOR);
             }

@@ -6,23 +6,29 @@ mod config;
 mod endpoint;
 mod failure;
 mod local;
+mod redact;
 mod session;
 mod settings;
 mod show;
+mod telemetry;
 mod units;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
+use redact::Redacted;
+use telemetry::Telemetry;
 
 /// What a command logs that is no server, e.g. `debug`.
 const LOG_VARIABLE: &str = "DISPENSE_LOG";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let name = matches.subcommand_name().unwrap_or_default().to_owned();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Err(error) = log(&cli.command) {
         return failure::report(&error, cli.global.output, false);
     }
@@ -36,7 +42,15 @@ fn main() -> ExitCode {
     let output = cli.global.output;
     let runs_commands =
         matches!(cli.command, Command::Run(_) | Command::Exec(_) | Command::Shell(_) | Command::Attach(_));
+    let telemetry = {
+        let _inside = runtime.enter();
+        match Telemetry::start(&cli.command, &name) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return failure::report(&error, output, runs_commands),
+        }
+    };
     let result = runtime.block_on(cmd::run(cli));
+    telemetry.end(result.is_err());
     // A thread that reads a terminal cannot be stopped; the process ends without it.
     runtime.shutdown_background();
     match result {
@@ -54,7 +68,7 @@ fn log(command: &Command) -> Result<(), dispense_client::Error> {
             (EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default)), false)
         }
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted).with_ansi(false);
     if json {
         log.json().init()
     } else {

@@ -10,7 +10,7 @@ use crate::{Authenticated, Client, PAGE_MAX_BYTES};
 
 impl Client {
     fn batch_client(&self) -> BatchServiceClient<Authenticated> {
-        BatchServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        BatchServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(PAGE_MAX_BYTES)
     }
 

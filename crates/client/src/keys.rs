@@ -9,7 +9,7 @@ use crate::{Authenticated, Client};
 
 impl Client {
     fn keys_client(&self) -> KeyServiceClient<Authenticated> {
-        KeyServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        KeyServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     /// Makes a key; the answer has its secret, which is told only here. Not tried again: a lost answer leaves a

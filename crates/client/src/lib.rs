@@ -35,6 +35,7 @@ use std::time::Duration;
 
 use dispense_api::limits;
 use dispense_api::tls;
+use dispense_api::trace::{TRACEPARENT, TraceParent};
 use dispense_api::v1::file_service_client::FileServiceClient;
 use dispense_api::v1::job_service_client::JobServiceClient;
 use dispense_api::v1::log_service_client::LogServiceClient;
@@ -68,24 +69,30 @@ const RESUME_FOR_DEFAULT: Duration = Duration::from_secs(600);
 /// Messages that wait in a stream that the caller writes.
 const STREAM_MESSAGES: usize = 8;
 
-/// Puts the API key into every request.
+/// What goes with every request.
 #[derive(Clone)]
-struct ApiKey(MetadataValue<Ascii>);
+struct Headers {
+    api_key: MetadataValue<Ascii>,
+    trace: Option<MetadataValue<Ascii>>,
+}
 
-impl Interceptor for ApiKey {
+impl Interceptor for Headers {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        request.metadata_mut().insert("authorization", self.api_key.clone());
+        if let Some(trace) = &self.trace {
+            request.metadata_mut().insert(TRACEPARENT, trace.clone());
+        }
         Ok(request)
     }
 }
 
-type Authenticated = InterceptedService<Channel, ApiKey>;
+type Authenticated = InterceptedService<Channel, Headers>;
 
 /// A connection to a server. Cloning is cheap and shares it.
 #[derive(Clone)]
 pub struct Client {
     channel: Channel,
-    key: ApiKey,
+    headers: Headers,
     resume_for: Duration,
 }
 
@@ -129,7 +136,7 @@ impl Client {
         if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
             return Err(invalid(format!("`{url}` is not the address of a server: use http:// or https://HOST:PORT")));
         }
-        let key = format!("Bearer {api_key}")
+        let api_key = format!("Bearer {api_key}")
             .parse()
             .map_err(|_| invalid("the API key has characters that no key has".to_owned()))?;
         let endpoint = endpoint
@@ -142,7 +149,15 @@ impl Client {
         let channel = dispense_api::dial::connect(&endpoint, dialler.as_ref())
             .await
             .map_err(|error| error::unreachable(url, &error))?;
-        Ok(Self { channel, key: ApiKey(key), resume_for: RESUME_FOR_DEFAULT })
+        Ok(Self { channel, headers: Headers { api_key, trace: None }, resume_for: RESUME_FOR_DEFAULT })
+    }
+
+    /// From now on its requests belong to a trace, as W3C's `traceparent` names it; what is none changes nothing. The
+    /// server, the runner and the processes that are started in sandboxes go on with it.
+    pub fn traced(mut self, traceparent: &str) -> Self {
+        let known = traceparent.parse::<TraceParent>().ok();
+        self.headers.trace = known.and_then(|parent| parent.to_string().parse().ok());
+        self
     }
 
     /// Streams whose connection is cut try for this long to come back; 10 minutes when nothing is said.
@@ -152,40 +167,40 @@ impl Client {
     }
 
     fn sandboxes(&self) -> SandboxServiceClient<Authenticated> {
-        SandboxServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        SandboxServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(PAGE_MAX_BYTES)
     }
 
     fn runners_client(&self) -> RunnerServiceClient<Authenticated> {
-        RunnerServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        RunnerServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(PAGE_MAX_BYTES)
     }
 
     fn jobs_client(&self) -> JobServiceClient<Authenticated> {
-        JobServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        JobServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     fn logs_client(&self) -> LogServiceClient<Authenticated> {
-        LogServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        LogServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(PAGE_MAX_BYTES)
     }
 
     fn previews(&self) -> PreviewServiceClient<Authenticated> {
-        PreviewServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        PreviewServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     fn processes(&self) -> ProcessServiceClient<Authenticated> {
-        ProcessServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        ProcessServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
     }
 
     fn files(&self) -> FileServiceClient<Authenticated> {
-        FileServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        FileServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
     }
 
     fn ports(&self) -> PortServiceClient<Authenticated> {
-        PortServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        PortServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
             .max_decoding_message_size(limits::RESPONSE_MESSAGE_MAX_BYTES)
     }
 }

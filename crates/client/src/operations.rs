@@ -23,11 +23,11 @@ pub struct EventStream {
 
 impl Client {
     fn audit_client(&self) -> AuditServiceClient<Authenticated> {
-        AuditServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        AuditServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     fn events_client(&self) -> EventServiceClient<Authenticated> {
-        EventServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        EventServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     /// A page of the audit log, oldest first.

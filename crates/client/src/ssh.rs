@@ -9,7 +9,7 @@ use crate::{Authenticated, Client};
 
 impl Client {
     fn ssh_client(&self) -> SshServiceClient<Authenticated> {
-        SshServiceClient::with_interceptor(self.channel.clone(), self.key.clone())
+        SshServiceClient::with_interceptor(self.channel.clone(), self.headers.clone())
     }
 
     /// Where and how to reach a sandbox, with a certificate of minutes for `public_key`; an empty one lets the server

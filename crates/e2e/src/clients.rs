@@ -71,6 +71,13 @@ impl Clients {
         command
     }
 
+    /// A Python script of this folder, which is to be started.
+    pub fn python_script(&self, script: &str) -> Command {
+        let mut command = self.python();
+        command.arg(scripts().join(script));
+        command
+    }
+
     /// Runs a script of this folder against a server.
     pub fn run(&self, script: &str, address: &str, key: &str) {
         self.run_with(script, address, key, &[]);
@@ -83,9 +90,7 @@ impl Clients {
             command.arg(scripts().join(script)).env("PYTHONPATH", self.folder.join("python"));
             command
         } else if script.ends_with(".py") {
-            let mut command = self.python();
-            command.arg(scripts().join(script));
-            command
+            self.python_script(script)
         } else {
             self.node(script)
         };

@@ -140,7 +140,7 @@ fn on<'c>(database: Option<&str>, command: &'c mut Command) -> &'c mut Command {
 }
 
 /// An address that nobody has now.
-pub(crate) fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     listener.local_addr().expect("it is bound")
 }

@@ -150,7 +150,7 @@ async fn call(
     request: &impl Message,
 ) -> Result<Box<dyn ByteStream>, AgentError> {
     let mut bytes = BytesMut::new();
-    frame::encode_call(method.path(), "", &mut bytes);
+    frame::encode_call(method.path(), "", "", &mut bytes);
     frame::encode(request, &mut bytes);
     let connect = async {
         let mut stream = backend.dial(sandbox).await.map_err(AgentError::Dial)?;

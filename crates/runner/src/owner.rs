@@ -11,6 +11,7 @@ use dispense_api::agent::{Report, watch_response};
 use dispense_api::error::reason;
 use dispense_api::id::{Generation, SandboxId};
 use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, SandboxLog};
+use dispense_api::trace::Span;
 use dispense_api::v1::ProcessLog;
 use dispense_backend::{Backend, BackendError, BoxExit, BoxSpec};
 use tokio::sync::watch;
@@ -50,6 +51,8 @@ pub(crate) struct Order {
     pub(crate) content: Option<Content>,
     /// Of each stream of a process that has ended, for the server; 0 for none.
     pub(crate) log_tail_bytes: u32,
+    /// The trace context of who asked; empty where nobody did.
+    pub(crate) trace: String,
 }
 
 /// Whether sessions can be opened.
@@ -143,6 +146,7 @@ impl Owner {
 
     async fn perform(&mut self, step: Step, order: &Order) {
         let generation = order.generation;
+        let mut span = Span::below(step.name(), &order.trace);
         let result = match step {
             Step::Create => match &order.spec {
                 Some(spec) => self.create(spec).await,
@@ -154,6 +158,9 @@ impl Owner {
             Step::Nothing => Ok(()),
         };
         if let Err(error) = result {
+            if let Some(span) = &mut span {
+                span.fail(error.to_string());
+            }
             self.failed(step, generation, &error);
             if matches!(step, Step::Stop | Step::Destroy) {
                 // What could not be ended or removed is tried again, not reported as done.

@@ -42,6 +42,19 @@ pub(crate) enum Step {
     Nothing,
 }
 
+impl Step {
+    /// In traces.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Create => "box.create",
+            Self::Start => "box.start",
+            Self::Stop => "box.stop",
+            Self::Destroy => "box.destroy",
+            Self::Nothing => "box.nothing",
+        }
+    }
+}
+
 impl Observed {
     /// Of the box that is there.
     pub(crate) fn generation(self) -> Option<Generation> {

@@ -9,6 +9,7 @@ use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::{Generation, SandboxId};
 use dispense_api::limits;
 use dispense_api::runner::{OpenSession, SessionFrame, session_frame::Kind};
+use dispense_api::trace::Span;
 use dispense_backend::{Backend, ByteStream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -37,6 +38,8 @@ pub(crate) async fn run(
 ) -> Result<(), Error> {
     let sandbox: SandboxId = request.sandbox_id.parse().map_err(|_| protocol("an OpenSession without a sandbox id"))?;
     let timeout = Duration::from_millis(request.timeout_ms.into()).min(WAIT_MAX);
+    let mut span = Span::below("session", &request.traceparent);
+    let dialling = Span::below("session.dial", &span.as_ref().map(Span::traceparent).unwrap_or_default());
     let dial = async {
         wait_until_dialable(supervisor, &sandbox, Generation(request.generation), timeout).await?;
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, backend.dial(&sandbox)).await;
@@ -46,7 +49,12 @@ pub(crate) async fn run(
             Err(_) => Err(unreachable(&sandbox, "it does not accept")),
         }
     };
-    let stream = dial.await?;
+    let stream = dial.await.inspect_err(|error| {
+        if let Some(span) = &mut span {
+            span.fail(error.message.clone());
+        }
+    })?;
+    drop(dialling);
     let (frames, receiver) = mpsc::channel(FRAMES_IN_FLIGHT);
     let accept = SessionFrame { kind: Some(Kind::Accept(request.session_id)) };
     frames.try_send(accept).map_err(|_| protocol("a fresh channel takes a frame"))?;

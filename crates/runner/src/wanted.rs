@@ -21,7 +21,7 @@ pub(crate) struct Malformed(&'static str);
 pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
     let sandbox: SandboxId = desired.sandbox_id.parse().map_err(|_| Malformed("no sandbox id"))?;
     let generation = Generation(desired.generation);
-    let log_tail_bytes = desired.log_tail_bytes;
+    let (log_tail_bytes, trace) = (desired.log_tail_bytes, desired.traceparent.clone());
     let (wanted, spec, content) = match desired.state() {
         DesiredState::Running => {
             let (spec, content) = spec(&sandbox, generation, desired)?;
@@ -31,7 +31,7 @@ pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
         DesiredState::Absent => (Wanted::Absent, None, None),
         DesiredState::Unspecified => return Err(Malformed("no state")),
     };
-    Ok((sandbox, Order { wanted, generation, spec, content, log_tail_bytes }))
+    Ok((sandbox, Order { wanted, generation, spec, content, log_tail_bytes, trace }))
 }
 
 fn spec(
@@ -110,6 +110,7 @@ mod tests {
             sandbox_token: "dst_1".into(),
             report_interval_secs: 30,
             log_tail_bytes: 1024,
+            traceparent: String::new(),
         }
     }
 

@@ -104,7 +104,7 @@ impl Audit {
             action: action.to_owned(),
             target: clip(target),
             outcome: outcome.to_owned(),
-            request_id: caller.request_id.clone(),
+            request_id: caller.origin.request_id.clone(),
         };
         let post = self.store.post(move |tx| {
             let record = record.clone();
@@ -147,6 +147,7 @@ mod tests {
 
     use super::*;
     use crate::auth::{Role, Scope};
+    use crate::relay::Origin;
 
     async fn audit(folder: &tempfile::TempDir) -> Audit {
         let store = Store::in_folder(folder.path()).await;
@@ -160,7 +161,7 @@ mod tests {
             account: text("a"),
             role: Role::Member,
             scope: Scope::All,
-            request_id: text("r"),
+            origin: Origin { request_id: text("r"), ..Origin::default() },
         }
     }
 

@@ -49,7 +49,7 @@ use crate::sandbox::service::Sandboxes;
 use crate::ssh::Ssh;
 use crate::vault::Vault;
 use health::Health;
-use observe::{Matched, Observation, REQUEST_ID};
+use observe::{Matched, Observation};
 use preview::PreviewDoor;
 
 /// Of the body of a refused request this much is read before the answer.
@@ -95,10 +95,9 @@ impl Doors {
     }
 
     /// Answers one request.
-    pub(crate) async fn serve(self, request: Request<Incoming>) -> Result<Response, Infallible> {
+    pub(crate) async fn serve(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         if let Some(place) = self.previews.place(&request) {
-            let request_id = observe::request_id(request.headers());
-            let observation = Observation::begin(self.parts.metrics.clone(), "preview", request_id);
+            let observation = Observation::begin(self.parts.metrics.clone(), "preview", request.headers_mut());
             return self.previews.serve(place, request).await.map(|response| observation.follow(response));
         }
         match self.cors.clone() {
@@ -111,15 +110,13 @@ impl Doors {
         let content_type = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let (is_grpc, is_web) =
             (content_type.starts_with(b"application/grpc"), content_type.starts_with(b"application/grpc-web"));
-        let request_id = observe::request_id(request.headers());
-        request.headers_mut().insert(REQUEST_ID, request_id.clone());
         let is_workspace = WorkspaceDoor::serves(request.uri().path());
         let door = match (is_workspace, is_grpc) {
             (true, _) => "workspace",
             (false, true) => "grpc",
             (false, false) => "rest",
         };
-        let observation = Observation::begin(self.parts.metrics.clone(), door, request_id);
+        let observation = Observation::begin(self.parts.metrics.clone(), door, request.headers_mut());
         let response = if is_workspace {
             self.workspace.serve(request.map(Body::new)).await
         } else if is_web {

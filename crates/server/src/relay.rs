@@ -17,6 +17,7 @@ use std::time::Duration;
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::{Generation, RunnerId, SandboxId, SessionId};
 use dispense_api::runner::{OpenSession, ServerMessage, SessionFrame, server_message};
+use dispense_api::trace::Span;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Streaming;
 
@@ -49,6 +50,14 @@ impl Route {
             owner: sandbox.owner.clone(),
         }
     }
+}
+
+/// Where a call came from, for the logs and traces of everybody that it passes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) request_id: String,
+    /// The trace context of the request's span; empty where nobody traces.
+    pub(crate) trace: String,
 }
 
 /// A byte stream to an agent, as frames of a session.
@@ -86,7 +95,17 @@ impl Relay {
     /// Opens a byte stream to an agent; the runner waits up to `timeout` for a sandbox that is starting.
     ///
     /// CANCEL SAFETY: dropping the future forgets the session; a late dial-back is refused.
-    pub(crate) async fn open(&self, route: &Route, timeout: Duration) -> Result<AgentStream, Error> {
+    pub(crate) async fn open(&self, route: &Route, trace: &str, timeout: Duration) -> Result<AgentStream, Error> {
+        let mut span = Span::below("relay.open", trace);
+        let trace = span.as_ref().map(Span::traceparent).unwrap_or_default();
+        self.dial(route, trace, timeout).await.inspect_err(|error| {
+            if let Some(span) = &mut span {
+                span.fail(error.message.clone());
+            }
+        })
+    }
+
+    async fn dial(&self, route: &Route, traceparent: String, timeout: Duration) -> Result<AgentStream, Error> {
         let session = SessionId::random();
         let (reply, answer) = oneshot::channel();
         {
@@ -106,6 +125,7 @@ impl Relay {
             sandbox_id: route.sandbox.to_string(),
             generation: route.generation.0,
             timeout_ms: u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX),
+            traceparent,
         };
         let message = ServerMessage { kind: Some(server_message::Kind::OpenSession(open)) };
         if !self.fleet.send(&route.runner, message) {

@@ -41,7 +41,7 @@ impl Sandbox {
     pub(crate) fn call(&self, method: Method) -> Call {
         let mut call = self.connect();
         let mut bytes = BytesMut::new();
-        frame::encode_call(method.path(), "", &mut bytes);
+        frame::encode_call(method.path(), "", "", &mut bytes);
         call.pending = bytes;
         call
     }

@@ -343,7 +343,7 @@ async fn hostile_peers_are_refused_and_the_agent_goes_on() {
     half.stream.shutdown().await.expect("half-close");
     assert_eq!(half.status().await.reason, "protocol");
     let mut unknown = sandbox.connect();
-    frame::encode_call("dispense.v1.ProcessService/Nothing", "", &mut unknown.pending);
+    frame::encode_call("dispense.v1.ProcessService/Nothing", "", "", &mut unknown.pending);
     let bytes = unknown.pending.split();
     unknown.stream.write_all(&bytes).await.expect("the agent reads");
     assert_eq!(unknown.status().await.code, "unimplemented");

@@ -7,6 +7,9 @@ pub struct Call {
     /// For logs and traces; may be empty.
     #[prost(string, tag = "2")]
     pub request_id: ::prost::alloc::string::String,
+    /// W3C trace context of the caller's span, which processes that are started get as TRACEPARENT; may be empty.
+    #[prost(string, tag = "3")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
@@ -23,6 +26,9 @@ pub struct Status {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
+    /// From the call to this status, in the agent: a sandbox exports no spans of its own.
+    #[prost(uint64, tag = "5")]
+    pub elapsed_us: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {

@@ -192,6 +192,9 @@ pub struct Desired {
     /// Bytes of each stream of a finished process that the server keeps; 0 means none.
     #[prost(uint32, tag = "8")]
     pub log_tail_bytes: u32,
+    /// W3C trace context of who asked, when the order is told for the first time; may be empty.
+    #[prost(string, tag = "9")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenSession {
@@ -205,6 +208,9 @@ pub struct OpenSession {
     /// The runner gives up after this long.
     #[prost(uint32, tag = "4")]
     pub timeout_ms: u32,
+    /// W3C trace context of the call; may be empty.
+    #[prost(string, tag = "5")]
+    pub traceparent: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionDenied {

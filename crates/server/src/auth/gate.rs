@@ -4,11 +4,13 @@
 use std::num::NonZeroU32;
 
 use dispense_api::error::{Code, Error};
+use dispense_api::trace::TRACEPARENT;
 use http::HeaderMap;
 
 use super::limit::Limiter;
 use super::table::Need;
 use super::{Keys, Principal, Role, Scope};
+use crate::relay::Origin;
 
 /// What is asked of callers.
 pub(crate) struct Gate {
@@ -28,8 +30,8 @@ impl Gate {
     pub(crate) fn admit(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
         let mut caller = self.authorise(headers, need)?;
         if let Some(caller) = &mut caller {
-            let request_id = headers.get("x-request-id").and_then(|value| value.to_str().ok());
-            caller.request_id = request_id.unwrap_or_default().to_owned();
+            let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+            caller.origin = Origin { request_id: text("x-request-id"), trace: text(TRACEPARENT) };
         }
         if let (Some(limiter), Some(caller)) = (&self.limiter, &caller) {
             limiter.take(&caller.account)?;
@@ -66,7 +68,7 @@ impl Gate {
 
 fn anybody() -> Principal {
     let nobody = String::new;
-    Principal { key_id: nobody(), account: nobody(), role: Role::Admin, scope: Scope::All, request_id: nobody() }
+    Principal { key_id: nobody(), account: nobody(), role: Role::Admin, scope: Scope::All, origin: Origin::default() }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use super::secret::{PREFIXES, hash};
 use super::{Role, Scope};
 use crate::clock::micros;
+use crate::relay::Origin;
 
 /// Before the 40 hex digits.
 pub(crate) const KEY_PREFIX: &str = "dsp_";
@@ -69,7 +70,7 @@ pub(crate) struct Principal {
     pub(crate) role: Role,
     pub(crate) scope: Scope,
     /// Of this request.
-    pub(crate) request_id: String,
+    pub(crate) origin: Origin,
 }
 
 /// Every key; those that have ended open nothing.
@@ -100,7 +101,7 @@ impl Keys {
         let (keys, now) = (self.by_hash.read().expect("no holder panics"), micros(SystemTime::now()));
         let key = keys.values().find(|key| key.is_active(now) && wanted(key))?;
         let (key_id, account) = (key.id.clone(), key.account.clone());
-        Some(Principal { key_id, account, role: key.role, scope: key.scope.clone(), request_id: String::new() })
+        Some(Principal { key_id, account, role: key.role, scope: key.scope.clone(), origin: Origin::default() })
     }
 
     /// The holder of the key with this id.
@@ -138,7 +139,7 @@ impl Keys {
             return Err(unknown());
         }
         let (key_id, account) = (key.id.clone(), key.account.clone());
-        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone(), request_id: String::new() })
+        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone(), origin: Origin::default() })
     }
 }
 

@@ -40,17 +40,16 @@ pub(super) async fn call(
     method: Method,
     request: Request<Body>,
 ) -> Result<Response<Answer>, Error> {
-    let request_id = request_id(&request);
     let mut body = request.into_body();
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, first_message(&mut body)).await;
     let (sandbox, begun) = first.map_err(|_| protocol("the first message did not come in time"))??;
     let route = parts.sandboxes.seen_by(caller).route(&sandbox, method, START_TIMEOUT).await?;
-    let stream = parts.relay.open(&route, START_TIMEOUT).await?;
+    let stream = parts.relay.open(&route, &caller.origin.trace, START_TIMEOUT).await?;
     let mut head = BytesMut::with_capacity(begun.len() + 128);
-    frame::encode_call(method.path(), &request_id, &mut head);
+    frame::encode_call(method.path(), &caller.origin.request_id, &caller.origin.trace, &mut head);
     head.extend_from_slice(&begun);
     let uplink = tokio::spawn(send_up(body, head.freeze(), stream.outbound));
-    let mut response = Response::new(Answer::new(stream.inbound, uplink));
+    let mut response = Response::new(Answer::new(method, caller.origin.trace.clone(), stream.inbound, uplink));
     response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC);
     Ok(response)
 }
@@ -102,12 +101,6 @@ async fn send_up(mut body: Body, head: Bytes, outbound: mpsc::Sender<SessionFram
         // The stream's other direction goes on; it ends when the runner ends it or the caller is gone.
         outbound.closed().await;
     }
-}
-
-fn request_id(request: &Request<Body>) -> String {
-    const REQUEST_ID_MAX_BYTES: usize = 128;
-    let header = request.headers().get("x-request-id").and_then(|value| value.to_str().ok());
-    header.filter(|text| text.len() <= REQUEST_ID_MAX_BYTES).unwrap_or_default().to_owned()
 }
 
 fn malformed(error: FrameError) -> Error {

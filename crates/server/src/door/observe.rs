@@ -12,6 +12,7 @@ use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
 use dispense_api::error::Code;
+use dispense_api::trace::{Kind, Span, TRACEPARENT};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 
@@ -50,10 +51,11 @@ pub(super) struct Observation {
     account: String,
     begun: Instant,
     code: Option<&'static str>,
+    span: Span,
 }
 
 /// The id that a caller gave, if it is one, or a new one.
-pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
+fn request_id(headers: &HeaderMap) -> HeaderValue {
     let plain = |value: &&HeaderValue| {
         let bytes = value.as_bytes();
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
@@ -65,10 +67,22 @@ pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 impl Observation {
-    pub(super) fn begin(metrics: Arc<Metrics>, door: &'static str, request_id: HeaderValue) -> Self {
+    /// Names the request, for everybody that it passes from here.
+    pub(super) fn begin(metrics: Arc<Metrics>, door: &'static str, headers: &mut HeaderMap) -> Self {
         metrics.begun(door);
         let request = Request { door, method: UNKNOWN.to_owned() };
-        Self { metrics, request, request_id, account: String::new(), begun: Instant::now(), code: None }
+        let request_id = request_id(headers);
+        headers.insert(REQUEST_ID, request_id.clone());
+        let parent = headers.get(TRACEPARENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let span = Span::start(door, Kind::Server, parent);
+        // Also one that a caller made up.
+        headers.remove(TRACEPARENT);
+        if let Ok(value) = HeaderValue::from_str(&span.traceparent())
+            && !value.is_empty()
+        {
+            headers.insert(TRACEPARENT, value);
+        }
+        Self { metrics, request, request_id, account: String::new(), begun: Instant::now(), code: None, span }
     }
 
     /// Follows the answer to its end.
@@ -95,6 +109,15 @@ impl Drop for Observation {
     fn drop(&mut self) {
         let (duration, code) = (self.begun.elapsed(), self.code.unwrap_or(Code::Cancelled.as_str()));
         self.metrics.ended(&self.request, code, duration);
+        let request_id = self.request_id.to_str().unwrap_or_default();
+        self.span.rename(&self.request.method);
+        self.span.set("dispense.door", self.request.door);
+        self.span.set("dispense.code", code);
+        self.span.set("dispense.account", self.account.clone());
+        self.span.set("dispense.request_id", request_id.to_owned());
+        if code != OK {
+            self.span.fail(code);
+        }
         tracing::info!(
             target: "dispense_server::access",
             door = self.request.door,
@@ -102,7 +125,7 @@ impl Drop for Observation {
             code,
             ms = duration.as_secs_f64() * 1000.0,
             account = %self.account,
-            request_id = self.request_id.to_str().unwrap_or_default(),
+            request_id,
             "request"
         );
     }

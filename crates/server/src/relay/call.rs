@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tonic::Streaming;
 
-use super::{AgentStream, Relay, Route};
+use super::{AgentStream, Origin, Relay, Route};
 
 /// The answers of a call.
 pub(crate) struct Answers {
@@ -39,13 +39,13 @@ impl Relay {
         &self,
         route: &Route,
         method: Method,
-        request_id: &str,
+        origin: &Origin,
         first: &impl Message,
         timeout: Duration,
     ) -> Result<(Requests, Answers), Error> {
-        let AgentStream { inbound, outbound } = self.open(route, timeout).await?;
+        let AgentStream { inbound, outbound } = self.open(route, &origin.trace, timeout).await?;
         let mut head = BytesMut::new();
-        frame::encode_call(method.path(), request_id, &mut head);
+        frame::encode_call(method.path(), &origin.request_id, &origin.trace, &mut head);
         frame::encode(first, &mut head);
         let frame = SessionFrame { kind: Some(Kind::Data(head.freeze())) };
         outbound.send(frame).await.map_err(|_| gone())?;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::PollSender;
 
 use super::call::{Answers, broken, lost};
-use super::{Relay, Route};
+use super::{Origin, Relay, Route};
 
 /// Of one message towards the sandbox.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -37,7 +37,7 @@ impl Relay {
     /// Connects to a TCP port on the sandbox's loopback; `timeout` is for a sandbox that is starting.
     pub(crate) async fn connect_port(&self, route: &Route, port: u16, timeout: Duration) -> Result<PortStream, Error> {
         let first = OpenPortRequest { sandbox: route.sandbox.to_string(), port: port.into(), kind: None };
-        let (requests, answers) = self.call(route, Method::OpenPort, "", &first, timeout).await?;
+        let (requests, answers) = self.call(route, Method::OpenPort, &Origin::default(), &first, timeout).await?;
         let mut stream = PortStream {
             answers,
             outbound: PollSender::new(requests.0),

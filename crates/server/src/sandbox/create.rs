@@ -28,6 +28,8 @@ pub(crate) struct NewSandbox {
     pub(crate) group: String,
     /// The account that it belongs to.
     pub(crate) owner: String,
+    /// The trace context of the request; empty where nobody traces.
+    pub(crate) trace: String,
 }
 
 impl NewSandbox {
@@ -49,7 +51,7 @@ impl NewSandbox {
             return Err(invalid("name", format_args!("`{name}` has the form of an id: choose another")));
         }
         let (spec, labels, group) = (Spec::parse(spec)?, spec::labels(labels)?, spec::group(group)?);
-        Ok(Self { name, spec, labels, group, owner: String::new() })
+        Ok(Self { name, spec, labels, group, owner: String::new(), trace: String::new() })
     }
 }
 
@@ -75,7 +77,7 @@ impl Sandboxes {
     async fn record(&self, new: &NewSandbox, runner: Option<RunnerId>) -> Result<Sandbox, Error> {
         for attempt in 1.. {
             let name = new.name.as_ref().map_or_else(names::random, ToString::to_string);
-            match self.insert(row(new, name.clone(), runner.clone(), self.clock.now())).await {
+            match self.insert(row(new, name.clone(), runner.clone(), self.clock.now()), &new.trace).await {
                 Ok(sandbox) => return Ok(sandbox),
                 Err(StoreError::Taken) if new.name.is_none() && attempt < NAME_ATTEMPTS => {}
                 Err(StoreError::Taken) => {
@@ -90,7 +92,7 @@ impl Sandboxes {
         Err(Error::new(Code::Internal, "names", "no free name was found: give one"))
     }
 
-    async fn insert(&self, sandbox: Sandbox) -> Result<Sandbox, StoreError> {
+    async fn insert(&self, sandbox: Sandbox, trace: &str) -> Result<Sandbox, StoreError> {
         let mut job = Job::new(JobType::Create, &sandbox.id, sandbox.runner.as_ref(), sandbox.created_at);
         job.id = sandbox.job.clone();
         if planted::has(Bug::ActBeforePersisting)
@@ -100,7 +102,7 @@ impl Sandboxes {
         }
         planted::arm(sandbox.id.as_str());
         let (fleet, orders, live) = (self.fleet.clone(), self.orders.clone(), self.live.clone());
-        let ticker = self.ticker.clone();
+        let (ticker, trace) = (self.ticker.clone(), trace.to_owned());
         let write = self.store.write_then(
             move |tx| {
                 let (sandbox, job) = (sandbox.clone(), job.clone());
@@ -116,7 +118,7 @@ impl Sandboxes {
                 live.follow(sandbox);
                 if let Some(runner) = &sandbox.runner {
                     // A runner that left meanwhile gets the order when it is back.
-                    fleet.send(runner, orders.of(sandbox));
+                    fleet.send(runner, orders.traced(sandbox, trace));
                 }
             },
         );

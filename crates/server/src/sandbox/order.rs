@@ -20,6 +20,15 @@ pub(crate) struct Orders {
 }
 
 impl Orders {
+    /// What is wanted of it, with the trace context of who asked.
+    pub(super) fn traced(&self, sandbox: &Sandbox, trace: String) -> ServerMessage {
+        let mut message = self.of(sandbox);
+        if let Some(server_message::Kind::Desired(desired)) = &mut message.kind {
+            desired.traceparent = trace;
+        }
+        message
+    }
+
     /// What is wanted of it.
     pub(super) fn of(&self, sandbox: &Sandbox) -> ServerMessage {
         let generation = sandbox.life.generation;
@@ -41,6 +50,7 @@ impl Orders {
                 sandbox_token: self.secret.sandbox_token(&sandbox.id, generation),
                 report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
                 log_tail_bytes: self.log_tail_bytes,
+                traceparent: String::new(),
             },
         };
         ServerMessage { kind: Some(server_message::Kind::Desired(message)) }

@@ -88,6 +88,7 @@ impl Visible<'_> {
         let name = new.name.as_ref().map_or("", |name| name.as_str());
         self.noted("sandbox.create", name, allowed).await?;
         new.owner.clone_from(&self.caller.account);
+        new.trace.clone_from(&self.caller.origin.trace);
         self.sandboxes.create(new).await
     }
 

@@ -3,13 +3,16 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use dispense_api::agent;
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::frame::{HEADER_BYTES, Header};
 use dispense_api::limits;
+use dispense_api::method::Method;
 use dispense_api::runner::{SessionFrame, session_frame::Kind};
+use dispense_api::trace::Span;
 use futures_util::Stream;
 use http::HeaderMap;
 use http_body::Frame;
@@ -19,6 +22,8 @@ use tonic::{Status, Streaming};
 
 /// A status has a sentence and some details.
 const STATUS_MAX_BYTES: usize = 64 << 10;
+/// No agent has answered one call for longer than a year.
+const ELAPSED_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Where in the agent's stream of frames the scanner is.
 enum Scan {
@@ -32,6 +37,9 @@ enum Scan {
 
 /// The body.
 pub(crate) struct Answer {
+    method: Method,
+    /// Of the request.
+    trace: String,
     inbound: Streaming<SessionFrame>,
     uplink: JoinHandle<()>,
     scan: Scan,
@@ -41,8 +49,8 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(inbound: Streaming<SessionFrame>, uplink: JoinHandle<()>) -> Self {
-        Self { inbound, uplink, scan: Scan::Header(BytesMut::new()), chunk: Bytes::new(), ended: false }
+    pub(super) fn new(method: Method, trace: String, inbound: Streaming<SessionFrame>, uplink: JoinHandle<()>) -> Self {
+        Self { method, trace, inbound, uplink, scan: Scan::Header(BytesMut::new()), chunk: Bytes::new(), ended: false }
     }
 
     /// Takes from the chunk what can be passed on; `Ok(None)` when more must come.
@@ -63,6 +71,8 @@ impl Answer {
                     if status.len() == *len {
                         let status =
                             agent::Status::decode(&**status).map_err(|_| broken("its status does not decode"))?;
+                        let elapsed = Duration::from_micros(status.elapsed_us).min(ELAPSED_MAX);
+                        Span::ended(format!("agent {}", self.method.path()), &self.trace, elapsed);
                         return Ok(Some(Frame::trailers(trailers(status))));
                     }
                 }

@@ -17,7 +17,7 @@ use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::relay::call::{Answers, Requests};
-use crate::relay::{Relay, Route};
+use crate::relay::{Origin, Relay, Route};
 
 /// For the call; the sandbox runs by then.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -125,7 +125,8 @@ async fn joined(
 ) -> Result<ProcessExited, Error> {
     let sandbox = route.sandbox.to_string();
     let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
-    let (requests, mut answers) = relay.call(route, Method::RunProcess, "", &first, CALL_TIMEOUT).await?;
+    let (requests, mut answers) =
+        relay.call(route, Method::RunProcess, &Origin::default(), &first, CALL_TIMEOUT).await?;
     let pid = started(&mut answers).await?;
     let kill = Kill { relay: relay.clone(), route: route.clone(), pid };
     let input = forward_input(reader, requests, &kill);
@@ -242,7 +243,7 @@ impl Kill {
         let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
         let told = async {
             let (_requests, mut answers) =
-                self.relay.call(&self.route, Method::SignalProcess, "", &request, CALL_TIMEOUT).await?;
+                self.relay.call(&self.route, Method::SignalProcess, &Origin::default(), &request, CALL_TIMEOUT).await?;
             answers.next::<dispense_api::v1::Process>().await
         };
         if let Err(error) = told.await {

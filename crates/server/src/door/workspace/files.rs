@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use socketioxide::extract::SocketRef;
 
 use super::{Client, ROOT, START_TIMEOUT};
+use crate::relay::Origin;
 use crate::sandbox::spec::invalid;
 
 /// A file that an event carries; in base64 it fits one.
@@ -61,7 +62,7 @@ impl Client {
             beneath: ROOT.to_owned(),
         };
         let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::ListDirectory, "", &request, START_TIMEOUT).await?;
+            self.parts.relay.call(&route, Method::ListDirectory, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut files = Vec::new();
         while let Some(v1::ListDirectoryResponse { files: batch }) = answers.next().await? {
             files.extend(batch);
@@ -94,7 +95,7 @@ impl Client {
             beneath: ROOT.to_owned(),
         };
         let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::ReadFile, "", &request, START_TIMEOUT).await?;
+            self.parts.relay.call(&route, Method::ReadFile, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut bytes = Vec::new();
         while let Some(v1::ReadFileResponse { kind }) = answers.next().await? {
             if let Some(read_file_response::Kind::Data(data)) = kind {
@@ -124,7 +125,7 @@ impl Client {
             kind: Some(write_file_request::Kind::Open(open)),
         };
         let (requests, mut answers) =
-            self.parts.relay.call(&route, Method::WriteFile, "", &first, START_TIMEOUT).await?;
+            self.parts.relay.call(&route, Method::WriteFile, &Origin::default(), &first, START_TIMEOUT).await?;
         let content = Bytes::from(content);
         let chunks = (0..content.len()).step_by(limits::DATA_CHUNK_BYTES);
         let chunks = chunks.map(|at| content.slice(at..content.len().min(at + limits::DATA_CHUNK_BYTES)));

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 
 use super::{Client, ROOT, START_TIMEOUT};
 use crate::relay::call::{Answers, Requests};
-use crate::relay::{Relay, Route};
+use crate::relay::{Origin, Relay, Route};
 
 /// How long a terminal waits for its client.
 const RECOVERY_WINDOW: Duration = Duration::from_secs(120);
@@ -140,7 +140,8 @@ impl Client {
             kind: Some(attach_process_request::Kind::Open(open)),
         };
         let method = Method::AttachProcess;
-        let (requests, answers) = self.parts.relay.call(&shell.route, method, "", &first, START_TIMEOUT).await?;
+        let (requests, answers) =
+            self.parts.relay.call(&shell.route, method, &Origin::default(), &first, START_TIMEOUT).await?;
         let output = tokio::spawn(carry(answers, socket.clone(), shell.sent.clone()));
         Ok(Open { input: Input::Attached(requests), shell, output })
     }
@@ -157,7 +158,7 @@ impl Client {
         let sandbox = route.sandbox.to_string();
         let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
         let (requests, mut answers) =
-            self.parts.relay.call(&route, Method::RunProcess, "", &first, START_TIMEOUT).await?;
+            self.parts.relay.call(&route, Method::RunProcess, &Origin::default(), &first, START_TIMEOUT).await?;
         let pid = loop {
             match answers.next::<ProcessEvent>().await?.and_then(|event| event.kind) {
                 Some(process_event::Kind::Started(process)) => break process.pid,
@@ -227,7 +228,9 @@ impl Client {
 async fn hang_up(relay: &Arc<Relay>, shell: &Shell) {
     let process = Some(ProcessRef { by: Some(process_ref::By::Pid(shell.pid)) });
     let request = SignalProcessRequest { sandbox: shell.route.sandbox.to_string(), process, signal: SIGHUP };
-    if let Err(error) = relay.call(&shell.route, Method::SignalProcess, "", &request, START_TIMEOUT).await {
+    if let Err(error) =
+        relay.call(&shell.route, Method::SignalProcess, &Origin::default(), &request, START_TIMEOUT).await
+    {
         tracing::debug!(%error, "a terminal was not hung up");
     }
 }

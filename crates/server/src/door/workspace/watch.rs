@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Client, ROOT, START_TIMEOUT, emit};
+use crate::relay::Origin;
 use crate::relay::call::Answers;
 
 /// After the last change of a burst.
@@ -96,7 +97,7 @@ impl Client {
         let request =
             v1::WatchFilesRequest { sandbox: route.sandbox.to_string(), path: ROOT.to_owned(), recursive: true };
         let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::WatchFiles, "", &request, START_TIMEOUT).await?;
+            self.parts.relay.call(&route, Method::WatchFiles, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut ignored = self.ignored().await;
         while let Some(burst) = next_burst(&mut answers).await? {
             if burst.everything || burst.paths.contains(IGNORE_FILE) {
