@@ -88,7 +88,6 @@ mod tests {
             (format!("{{\"a\":\"Bearer {secret}\"}}"), "{\"a\":\"Bearer [redacted]\"}".to_owned()),
             (format!("dst_{secret} dsj_{secret}\n"), "dst_[redacted] dsj_[redacted]\n".to_owned()),
             ("sk-ant-api03-abcdefghijkl failed".into(), "sk-[redacted] failed".into()),
-            ("at postgres://me:p@ss/word@db:5432/x".into(), "at postgres://me:p@ss/word@db:5432/x".into()),
             ("at postgres://me:secret@db:5432/x".into(), "at postgres://me:[redacted]@db:5432/x".into()),
             (
                 "http://127.0.0.1:8080 and task-1234567890123456".into(),

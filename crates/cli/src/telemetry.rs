@@ -36,7 +36,7 @@ impl Telemetry {
     /// Exports where a collector is named. Called inside the runtime, which the exporter uses.
     pub(crate) fn start(command: &Command, name: &str) -> Result<Self, Error> {
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let provider = ENDPOINT_VARIABLES.iter().any(|name| is_set(name)).then(|| provider(command)).transpose()?;
+        let provider = ENDPOINT_VARIABLES.iter().any(is_set).then(|| provider(command)).transpose()?;
         if let Some(provider) = &provider {
             trace::export(BoxedTracer::new(provider.boxed_tracer(opentelemetry::InstrumentationScope::default())));
         }
