@@ -4,6 +4,7 @@ mod clients;
 mod codegen;
 mod command;
 mod dist;
+mod fuzz;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +48,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Fuzzes the parsers of what comes from outside (needs `cargo install cargo-fuzz`)
+    Fuzz {
+        /// For each target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+        /// All, when none is named
+        targets: Vec<String>,
+    },
     /// Installs the clients of other makes that tests drive, below the target directory, from PyPI and npm
     Clients,
     /// The rules of the house that a program can check
@@ -79,6 +88,7 @@ fn main() -> Result<()> {
             cargo(["build", "--package", "dispense-cli"]).run()?;
             tool("chaos", &words)
         }
+        Task::Fuzz { seconds, targets } => fuzz::run(root(), seconds, &targets),
         Task::Clients => clients::install(root()),
         Task::Tidy => tidy::run(root()),
         Task::Codegen { check } => codegen::run(root(), check),

@@ -1,6 +1,6 @@
 //! The fleet: every runner that ever joined, which of them are connected, and what they have promised.
 
-mod hello;
+pub(crate) mod hello;
 pub(crate) mod link;
 
 pub(crate) use hello::BoxReport;

@@ -16,6 +16,8 @@ mod data_dir;
 mod door;
 mod events;
 mod fleet;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod job;
 mod metrics;
 mod placement;

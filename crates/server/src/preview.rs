@@ -49,7 +49,7 @@ impl Default for PreviewConfig {
 
 impl PreviewConfig {
     /// What a `Host` header stands for, if it is one of a preview.
-    fn place(&self, host: &str) -> Option<Place> {
+    pub(crate) fn place(&self, host: &str) -> Option<Place> {
         let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
         let name = name.trim_end_matches('.').to_ascii_lowercase();
         let label = |domain: &str| {
@@ -196,7 +196,7 @@ fn sign(secret: &ServerSecret, kind: Kind, sandbox: &SandboxId, port: u16, until
     format!("{until}.{}", secret.preview_token(kind.as_str(), sandbox, port, until))
 }
 
-fn verify(
+pub(crate) fn verify(
     secret: &ServerSecret,
     now: i64,
     kind: Kind,

@@ -8,7 +8,7 @@
 //! INVARIANT: what opens Dispense (keys, links, cookies of previews) never reaches the sandbox.
 
 mod access;
-mod headers;
+pub(crate) mod headers;
 mod page;
 mod pool;
 

@@ -38,7 +38,7 @@ pub(super) fn page_size(size: u32) -> Result<usize, Error> {
 }
 
 /// Where the next page begins: time and id of the last row of this one.
-pub(super) fn parse_page_token(token: &str) -> Result<Option<(i64, String)>, Error> {
+pub(crate) fn parse_page_token(token: &str) -> Result<Option<(i64, String)>, Error> {
     if token.is_empty() {
         return Ok(None);
     }

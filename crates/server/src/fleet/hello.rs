@@ -21,10 +21,10 @@ const NAME_MAX_BYTES: usize = 253;
 const MESSAGE_MAX_BYTES: usize = 4096;
 
 /// A parsed hello.
-pub(super) struct Introduction {
-    pub(super) runner: Option<RunnerId>,
-    pub(super) facts: Facts,
-    pub(super) boxes: Vec<BoxReport>,
+pub(crate) struct Introduction {
+    pub(crate) runner: Option<RunnerId>,
+    pub(crate) facts: Facts,
+    pub(crate) boxes: Vec<BoxReport>,
 }
 
 /// What a runner says of one box.
@@ -38,7 +38,7 @@ pub(crate) struct BoxReport {
     pub(crate) unenforced: std::collections::BTreeMap<String, String>,
 }
 
-pub(super) fn parse(hello: Hello) -> Result<Introduction, Error> {
+pub(crate) fn parse(hello: Hello) -> Result<Introduction, Error> {
     let runner = match hello.runner_id.as_str() {
         "" => None,
         text => Some(text.parse().map_err(|error| invalid("hello.runner_id", error))?),
@@ -86,7 +86,7 @@ pub(super) fn parse(hello: Hello) -> Result<Introduction, Error> {
 }
 
 /// Parses what a runner says of one box.
-pub(super) fn box_report(message: BoxMessage) -> Result<BoxReport, Error> {
+pub(crate) fn box_report(message: BoxMessage) -> Result<BoxReport, Error> {
     let sandbox = message.sandbox_id.parse().map_err(|error| invalid("box.sandbox_id", error))?;
     let fact = match message.state() {
         BoxState::Starting => BoxFact::Starting,

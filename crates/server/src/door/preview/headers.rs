@@ -42,7 +42,7 @@ impl Forwarded {
 }
 
 /// The one host that a request is for: its address's, which wins, and its header's must not differ.
-pub(super) fn host<B>(request: &Request<B>) -> Option<&str> {
+pub(crate) fn host<B>(request: &Request<B>) -> Option<&str> {
     let mut named = request.headers().get_all(HOST).iter();
     let header = named.next().and_then(|value| value.to_str().ok());
     if named.next().is_some() {
