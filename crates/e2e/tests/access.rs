@@ -1,6 +1,7 @@
 //! Who may do what, over the wire: every row of the authorisation table with every kind of key, and what one
 //! tenant can do to another.
 
+use std::io::Read;
 use std::time::Duration;
 
 use dispense_client::v1::{CreateKeyRequest, CreateSandboxRequest, ListSandboxesRequest, Role, RotateKeyRequest};
@@ -168,5 +169,51 @@ async fn a_key_with_a_scope_reaches_nothing_beyond_it() {
     assert_eq!(one.get("other").await.expect("its own").id, other.id);
     assert_eq!(one.get("mine").await.expect_err("not there for it").code, Code::NotFound);
     assert_eq!(one.create(named("y")).await.expect_err("a viewer").code, Code::PermissionDenied);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_revoked_or_expires_ends_what_it_has_opened() {
+    let system = System::start().await;
+    let follow = v1::WatchEventsRequest::default;
+    for expires_in_secs in [0, 2] {
+        let issued = CreateKeyRequest {
+            name: format!("short-{expires_in_secs}"),
+            role: Role::Member.into(),
+            expires_in_secs,
+            ..Default::default()
+        };
+        let issued = system.client.create_key(issued).await.expect("issued");
+        let theirs =
+            Client::connect(&format!("http://{}", system.address()), &issued.secret).await.expect("it connects");
+        let mut events = theirs.events(follow()).await.expect("it follows");
+        let url = format!("http://{}/api/v1/events", system.address());
+        let mut curl = std::process::Command::new("curl")
+            .args(["--silent", "--no-buffer", "--header", &format!("x-api-key: {}", issued.secret), &url])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("curl is installed");
+        theirs.create(named(&format!("box-{expires_in_secs}"))).await.expect("created");
+        let mut stdout = curl.stdout.take().expect("piped");
+        let read = tokio::task::spawn_blocking(move || stdout.read_exact(&mut [0]).map(|()| stdout));
+        let _stdout = read.await.expect("no panic").expect("it is told what happens");
+        if expires_in_secs == 0 {
+            system.client.revoke_key(&issued.key.expect("told").id).await.expect("revoked");
+        }
+        let ended = async {
+            loop {
+                if let Err(error) = events.next().await {
+                    return error;
+                }
+            }
+        };
+        let error = tokio::time::timeout(SOON, ended).await.expect("the stream ends");
+        assert_eq!(error.code, Code::Unauthenticated, "{error}");
+        let cut = tokio::task::spawn_blocking(move || curl.wait().expect("ours"));
+        let cut = tokio::time::timeout(SOON, cut).await.expect("the answer over REST ends").expect("no panic");
+        assert!(!cut.success(), "it was cut, and did not end well");
+        // Those of others go on.
+        system.client.events(follow()).await.expect("the administrator's key opens");
+    }
     system.stop().await;
 }

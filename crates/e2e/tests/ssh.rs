@@ -68,12 +68,16 @@ impl<'a> Site<'a> {
 
     /// ssh without any configuration: port, user and options are given.
     fn bare(&self, options: &[&str], user: &str, command: &str) -> Output {
+        self.bare_command(options, user, command).output().expect("ssh is installed")
+    }
+
+    fn bare_command(&self, options: &[&str], user: &str, command: &str) -> Command {
         let port = self.connection()["port"].to_string();
         let mut ssh = Command::new("ssh");
         ssh.args(["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "IdentitiesOnly=yes"]);
         ssh.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-p", &port]);
         ssh.args(options).arg(format!("{user}@127.0.0.1")).arg(command).stdin(Stdio::null());
-        ssh.output().expect("ssh is installed")
+        ssh
     }
 
     fn file(&self, name: &str, text: &str) -> String {
@@ -321,9 +325,15 @@ fn a_registered_key_opens_until_it_or_its_account_ends() {
         let url = format!("http://{}", site.up.address());
         site.host.ok(&["--url", &url, "--api-key", secret, "ssh-key", "add", &public]);
         site.enters(&["-i", &key], "web");
+        let mut open = site.bare_command(&["-i", &key], "web", "echo in; sleep 600");
+        let mut open = open.stdout(Stdio::piped()).spawn().expect("ssh is installed");
+        let mut entered = [0; 3];
+        std::io::Read::read_exact(open.stdout.as_mut().expect("piped"), &mut entered).expect("it runs");
         let taken = site.host.dispense(&["ssh-key", "add", &public]);
         assert!(String::from_utf8_lossy(&taken.stderr).contains("another account"), "{taken:?}");
         site.host.ok(&["key", "revoke", "m"]);
+        let ended = || open.try_wait().expect("ours");
+        wait::until("what the key had opened ends", PATIENCE, ended, Option::is_some);
         site.refused("the key of a revoked account", &["-i", &key], "web");
         let private = site.host.dispense(&["ssh-key", "add", &key]);
         assert!(String::from_utf8_lossy(&private.stderr).contains("is a private key"), "{private:?}");

@@ -34,3 +34,25 @@ fn a_socket_io_client_has_a_terminal_and_files() {
         host.finish();
     }
 }
+
+#[test]
+fn a_client_whose_key_is_revoked_is_sent_away() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up();
+    host.ok(&["create", "--name", "web"]);
+    let issued = host.ok(&["key", "create", "--name", "guest", "--role", "admin", "--output", "json"]);
+    let issued: serde_json::Value = serde_json::from_str(&issued).expect("JSON");
+    let mut command = clients.node("revoked.mjs");
+    command.env("DISPENSE_ADDRESS", up.address()).env("DISPENSE_API_KEY", issued["secret"].as_str().expect("a key"));
+    let mut child = command.stdout(std::process::Stdio::piped()).spawn().expect("node is installed");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+    assert_eq!(lines.next().expect("a line").expect("text"), "connected");
+    host.ok(&["key", "revoke", "guest"]);
+    assert_eq!(lines.next().expect("a line").expect("text"), "unauthenticated io server disconnect");
+    assert!(child.wait().expect("ours").success());
+    host.ok(&["delete", "web"]);
+    up.stop();
+    host.finish();
+}

@@ -97,7 +97,7 @@ impl Doors {
     /// Answers one request.
     pub(crate) async fn serve(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         if let Some(place) = self.previews.place(&request) {
-            let observation = Observation::begin(self.parts.metrics.clone(), "preview", request.headers_mut());
+            let observation = Observation::begin(&self.parts, "preview", request.headers_mut());
             return self.previews.serve(place, request).await.map(|response| observation.follow(response));
         }
         match self.cors.clone() {
@@ -116,7 +116,7 @@ impl Doors {
             (false, true) => "grpc",
             (false, false) => "rest",
         };
-        let observation = Observation::begin(self.parts.metrics.clone(), door, request.headers_mut());
+        let observation = Observation::begin(&self.parts, door, request.headers_mut());
         let response = if is_workspace {
             self.workspace.serve(request.map(Body::new)).await
         } else if is_web {

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::RwLock;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use dispense_api::error::{Code, Error};
 use http::HeaderMap;
+use tokio::sync::watch;
 
 use super::secret::{PREFIXES, hash};
 use super::{Role, Scope};
@@ -16,6 +17,8 @@ use crate::relay::Origin;
 pub(crate) const KEY_PREFIX: &str = "dsp_";
 /// The second is what some SDKs insist on.
 pub(crate) const KEY_PREFIXES: [&str; 2] = [KEY_PREFIX, "e2b_"];
+/// At the latest, whether a key has expired: the machine's clock may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Characters that are shown in lists.
 const SHOWN_CHARS: usize = 12;
 
@@ -77,16 +80,20 @@ pub(crate) struct Principal {
 pub(crate) struct Keys {
     /// By hash: a timing of the lookup tells something of the hash and nothing of the key.
     by_hash: RwLock<HashMap<String, ApiKey>>,
+    /// Counts changes.
+    changed: watch::Sender<u64>,
 }
 
 impl Keys {
     pub(crate) fn new(keys: impl IntoIterator<Item = ApiKey>) -> Self {
-        Self { by_hash: RwLock::new(keys.into_iter().map(|key| (key.hash.clone(), key)).collect()) }
+        let by_hash = RwLock::new(keys.into_iter().map(|key| (key.hash.clone(), key)).collect());
+        Self { by_hash, changed: watch::Sender::new(0) }
     }
 
     /// Takes a key, or what has become of it.
     pub(super) fn keep(&self, key: ApiKey) {
         self.by_hash.write().expect("no holder panics").insert(key.hash.clone(), key);
+        self.changed.send_modify(|count| *count += 1);
     }
 
     /// Every key, newest first.
@@ -107,6 +114,33 @@ impl Keys {
     /// The holder of the key with this id.
     pub(crate) fn of_id(&self, id: &str) -> Option<Principal> {
         self.holder(|key| key.id == id)
+    }
+
+    /// Returns when the key with this id opens nothing any more: what it has opened is to end. Where no key was asked
+    /// for, nothing ends.
+    pub(crate) async fn ended(&self, id: &str) {
+        if id.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut changed = self.changed.subscribe();
+        loop {
+            let left = {
+                let (keys, now) = (self.by_hash.read().expect("no holder panics"), micros(SystemTime::now()));
+                let Some(key) = keys.values().find(|key| key.id == id && key.is_active(now)) else { return };
+                key.expires_at.map(|at| Duration::from_micros(u64::try_from(at - now).unwrap_or(0)))
+            };
+            let expired = async {
+                match left {
+                    // The clock may be set meanwhile.
+                    Some(left) => tokio::time::sleep(left.min(LOOK_AGAIN)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = expired => {}
+                _ = changed.changed() => {}
+            }
+        }
     }
 
     /// The holder of one of an account's keys: those of one account open the same.

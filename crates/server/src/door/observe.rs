@@ -13,10 +13,13 @@ use axum::response::Response;
 use bytes::Bytes;
 use dispense_api::error::Code;
 use dispense_api::trace::{Kind, Span, TRACEPARENT};
+use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 
+use super::Parts;
 use crate::auth::Principal;
+use crate::auth::keys::{Keys, unauthenticated};
 use crate::auth::secret::{hex, random_bytes};
 use crate::metrics::{Metrics, Request};
 
@@ -46,9 +49,12 @@ impl Matched {
 /// A request that is under way.
 pub(super) struct Observation {
     metrics: Arc<Metrics>,
+    keys: Arc<Keys>,
     request: Request,
     request_id: HeaderValue,
     account: String,
+    /// Of the caller; empty where none was asked for.
+    key_id: String,
     begun: Instant,
     code: Option<&'static str>,
     span: Span,
@@ -68,7 +74,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 impl Observation {
     /// Names the request, for everybody that it passes from here.
-    pub(super) fn begin(metrics: Arc<Metrics>, door: &'static str, headers: &mut HeaderMap) -> Self {
+    pub(super) fn begin(parts: &Parts, door: &'static str, headers: &mut HeaderMap) -> Self {
+        let (metrics, keys) = (parts.metrics.clone(), parts.keys.clone());
         metrics.begun(door);
         let request = Request { door, method: UNKNOWN.to_owned() };
         let request_id = request_id(headers);
@@ -82,7 +89,8 @@ impl Observation {
         {
             headers.insert(TRACEPARENT, value);
         }
-        Self { metrics, request, request_id, account: String::new(), begun: Instant::now(), code: None, span }
+        let (account, key_id) = (String::new(), String::new());
+        Self { metrics, keys, request, request_id, account, key_id, begun: Instant::now(), code: None, span }
     }
 
     /// Follows the answer to its end.
@@ -92,7 +100,7 @@ impl Observation {
             self.request.method = method;
         }
         if let Some(caller) = response.extensions_mut().remove::<Principal>() {
-            self.account = caller.account;
+            (self.account, self.key_id) = (caller.account, caller.key_id);
         }
         self.code = grpc_code(response.headers()).or_else(|| match response.status() {
             // Of gRPC the trailers tell.
@@ -100,8 +108,11 @@ impl Observation {
             status if status.is_client_error() || status.is_server_error() => Some(http_code(status)),
             _ => Some(OK),
         });
+        let content_type = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+        let has_trailers = self.request.door == "grpc" && !content_type.starts_with(b"application/grpc-web");
         let (head, body) = response.into_parts();
-        Response::from_parts(head, Body::new(Observed { body, observation: self, whole: false }))
+        let observed = Observed { body, observation: self, has_trailers, key_ended: None, whole: false };
+        Response::from_parts(head, Body::new(observed))
     }
 }
 
@@ -135,7 +146,39 @@ impl Drop for Observation {
 struct Observed {
     body: Body,
     observation: Observation,
+    /// Whether the protocol tells the outcome behind the body.
+    has_trailers: bool,
+    /// Of an answer that goes on: its caller's key opens nothing any more.
+    key_ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     whole: bool,
+}
+
+impl Observed {
+    /// The end of an answer whose caller may not have the rest.
+    fn cut(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        let error = unauthenticated("the API key was revoked or has expired: the answer ends here");
+        self.observation.code = Some(error.code.as_str());
+        self.body = Body::empty();
+        if !self.has_trailers {
+            return Some(Err(axum::Error::new(error)));
+        }
+        let mut trailers = HeaderMap::new();
+        // A sentence of our own fits a header.
+        let _ = tonic::Status::from(error).add_header(&mut trailers);
+        Some(Ok(Frame::trailers(trailers)))
+    }
+
+    fn poll_key_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (keys, key_id) = (&self.observation.keys, &self.observation.key_id);
+        if key_id.is_empty() || self.whole {
+            return Poll::Pending;
+        }
+        let ended = self.key_ended.get_or_insert_with(|| {
+            let (keys, key_id) = (keys.clone(), key_id.clone());
+            Box::pin(async move { keys.ended(&key_id).await })
+        });
+        ended.as_mut().poll(cx)
+    }
 }
 
 impl http_body::Body for Observed {
@@ -143,7 +186,14 @@ impl http_body::Body for Observed {
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        // One that is answered at once has not the time to be revoked.
+        let goes_on = frame.is_pending() || self.key_ended.is_some();
+        if goes_on && self.poll_key_ended(cx).is_ready() {
+            self.whole = true;
+            return Poll::Ready(self.cut());
+        }
+        let frame = ready!(frame);
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(code) = frame.trailers_ref().and_then(grpc_code) {

@@ -7,7 +7,6 @@ mod channel;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dispense_api::error::Error;
@@ -19,7 +18,7 @@ use russh::{
     Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Preferred, SshId, cipher, compression,
     kex, mac,
 };
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -94,44 +93,41 @@ impl SshDoor {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     {
-        let entered = Arc::new(AtomicBool::new(false));
+        let (entered, keys) = (watch::Sender::new(None), self.parts.keys.clone());
+        let mut key = entered.subscribe();
         let connection = Connection {
             door: self,
             peer,
             caller: None,
             sandbox: String::new(),
-            entered: entered.clone(),
+            entered,
             channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
             setups: channel::Setups::default(),
         };
         let begun = tokio::time::timeout(LOGIN_TIMEOUT, russh::server::run_stream(config, stream, connection)).await;
         let Ok(Ok(mut running)) = begun else { return };
         let handle = running.handle();
-        let login = tokio::time::sleep(LOGIN_TIMEOUT);
-        tokio::pin!(login);
-        let mut waiting = true;
-        loop {
-            let why = tokio::select! {
-                ended = &mut running => {
-                    if let Err(error) = ended {
-                        tracing::debug!(%peer, %error, "SSH connection");
-                    }
-                    return;
-                }
-                () = &mut login, if waiting => {
-                    waiting = false;
-                    if entered.load(Ordering::Relaxed) {
-                        continue;
-                    }
-                    "nobody has logged in"
-                }
-                () = shutdown.cancelled() => "the server ends",
+        let over = async {
+            let login = tokio::time::timeout(LOGIN_TIMEOUT, key.wait_for(Option::is_some)).await;
+            let Ok(Ok(key_id)) = login.map(|key| key.map(|key| key.clone().unwrap_or_default())) else {
+                return "nobody has logged in";
             };
-            // One that is gone needs no goodbye.
-            let _ = handle.disconnect(Disconnect::ByApplication, why.to_owned(), "en".to_owned()).await;
-            let _ = tokio::time::timeout(REJECTION_TIME, &mut running).await;
-            return;
-        }
+            keys.ended(&key_id).await;
+            "the API key behind this login was revoked or has expired"
+        };
+        let why = tokio::select! {
+            ended = &mut running => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "SSH connection");
+                }
+                return;
+            }
+            why = over => why,
+            () = shutdown.cancelled() => "the server ends",
+        };
+        // One that is gone needs no goodbye.
+        let _ = handle.disconnect(Disconnect::ByApplication, why.to_owned(), "en".to_owned()).await;
+        let _ = tokio::time::timeout(REJECTION_TIME, &mut running).await;
     }
 }
 
@@ -164,7 +160,8 @@ struct Connection {
     caller: Option<Principal>,
     /// As the client named it.
     sandbox: String,
-    entered: Arc<AtomicBool>,
+    /// Told the id of the key behind the login.
+    entered: watch::Sender<Option<String>>,
     channels: Arc<Semaphore>,
     setups: channel::Setups,
 }
@@ -175,9 +172,9 @@ impl Connection {
         match caller.filter(|caller| caller.role >= Role::Member) {
             Some(caller) => {
                 tracing::info!(peer = %self.peer, sandbox = %user, account = %caller.account, "SSH login");
+                self.entered.send_replace(Some(caller.key_id.clone()));
                 self.caller = Some(caller);
                 user.clone_into(&mut self.sandbox);
-                self.entered.store(true, Ordering::Relaxed);
                 Auth::Accept
             }
             None => Auth::reject(),

@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use socketioxide::extract::{AckSender, SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
 use socketioxide::{ParserConfig, SocketIo};
+use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 
@@ -84,6 +85,8 @@ pub(super) struct Client {
     parked: Arc<Parked>,
     terminal: Terminal,
     watch: watch::Watch,
+    /// It has disconnected.
+    gone: CancellationToken,
 }
 
 impl Client {
@@ -184,6 +187,7 @@ async fn enter(parts: Parts, parked: Arc<Parked>, socket: &SocketRef, auth: Opti
         parked,
         terminal: Terminal::default(),
         watch: watch::Watch::default(),
+        gone: CancellationToken::new(),
     };
     socket.extensions.insert(Arc::new(client));
     Ok(())
@@ -239,11 +243,26 @@ async fn connected(socket: SocketRef) {
     });
     socket.on_disconnect(async |socket: SocketRef| {
         if let Some(client) = client(&socket) {
+            client.gone.cancel();
             client.leave().await;
         }
     });
     if let Some(client) = client(&socket) {
+        tokio::spawn(leave_with_key(socket.clone(), client.clone()));
         client.resume_terminal(&socket).await;
+    }
+}
+
+/// A client whose key opens nothing any more is sent away.
+async fn leave_with_key(socket: SocketRef, client: Arc<Client>) {
+    tokio::select! {
+        () = client.parts.keys.ended(&client.caller.key_id) => {}
+        () = client.gone.cancelled() => return,
+    }
+    let message = "the API key was revoked or has expired";
+    emit(&socket, "error", &json!({"code": Code::Unauthenticated.as_str(), "message": message}));
+    if let Err(error) = socket.disconnect() {
+        tracing::debug!(%error, "a client was gone before it was sent away");
     }
 }
 
