@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use dispense_api::id::{RunnerId, SandboxId, SessionId};
+use dispense_api::location::Location;
 use dispense_api::method::Method;
 use dispense_api::name::Name;
 use dispense_api::tls::Pin;
@@ -19,6 +20,7 @@ fuzz_target!(|text: &str| {
     same::<Name>(text);
     again::<Pin>(text);
     again::<TraceParent>(text);
+    again::<Location>(text);
     if let Some(method) = Method::parse(text) {
         assert_eq!(method.path(), text);
     }

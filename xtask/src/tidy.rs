@@ -69,6 +69,8 @@ const DUPLICATES: &[(&str, &str)] = &[
     ("rand_core", "proptest is behind"),
     ("rand_chacha", "proptest is behind"),
     ("itertools", "prost-build is behind"),
+    ("spin", "sqlx's and object_store's own"),
+    ("tower-http", "reqwest is behind"),
     ("unicode-width", "comfy-table and console differ"),
     ("bitflags", "inotify is on 1"),
     ("windows-sys", "not built on Linux"),

@@ -12,6 +12,7 @@ pub mod error;
 pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod location;
 pub mod method;
 pub mod name;
 #[cfg(feature = "source")]

@@ -1,5 +1,6 @@
 //! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
 
+mod content;
 pub(crate) mod keys;
 pub(crate) mod operations;
 pub(crate) mod ports;
@@ -15,6 +16,8 @@ use dispense_client::Pin;
 
 use crate::settings::{Kind, Settings};
 use crate::units::{self, Pair};
+
+pub(crate) use content::{OfferArgs, SaveArgs, SourceArgs};
 
 /// Dispense hands out sandboxes: isolated Linux environments for programs, people and agents.
 #[derive(Parser)]
@@ -85,6 +88,8 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Copy files or directories: PATH SANDBOX:PATH, or SANDBOX:PATH PATH
     Cp(CpArgs),
+    /// Save a sandbox's files to object storage, from where `--content` begins with them
+    Save(SaveArgs),
     /// Print a link to what listens on a port of a sandbox
     Preview(ports::PreviewArgs),
     /// List ports of a sandbox that listen, or forward one to this machine
@@ -201,20 +206,6 @@ pub(crate) struct SpecArgs {
     pub(crate) require_limits: bool,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
-}
-
-/// What is in its working directory at first.
-#[derive(Args, Clone)]
-pub(crate) struct SourceArgs {
-    /// Directory to start with: a git repository is cloned, of another what .gitignore names stays behind
-    #[arg(long, value_name = "DIR")]
-    pub(crate) source: Option<PathBuf>,
-    /// Branch of the clone; one that exists is taken as it is [default: the sandbox's name]
-    #[arg(long, requires = "source")]
-    pub(crate) branch: Option<String>,
-    /// Begin the branch anew where the repository is now
-    #[arg(long, requires = "branch")]
-    pub(crate) reset_branch: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -394,17 +385,6 @@ pub(crate) struct JobsArgs {
     /// At most this many
     #[arg(long, default_value_t = 50)]
     pub(crate) limit: u32,
-}
-
-/// What a runner has for its sandboxes.
-#[derive(Args)]
-pub(crate) struct OfferArgs {
-    /// Template of a name, from a directory or a tar archive
-    #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
-    pub(crate) template: Vec<Pair>,
-    /// Directory of this machine whose subdirectories sandboxes may be filled from
-    #[arg(long = "source-root", value_name = "DIR")]
-    pub(crate) source_root: Vec<PathBuf>,
 }
 
 #[derive(Args)]

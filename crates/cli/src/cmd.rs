@@ -15,6 +15,7 @@ mod processes;
 mod run;
 mod runner;
 mod sandboxes;
+mod save;
 mod serve;
 mod source;
 mod ssh;
@@ -41,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Ps(args) => processes::list(global, args).await,
         Command::Shell(args) => exec::shell(global, args).await,
         Command::Cp(args) => copy::copy(global, args).await,
+        Command::Save(args) => save::save(global, args).await,
         Command::Preview(args) => ports::preview(global, args).await,
         Command::Port(args) => ports::port(global, args).await,
         Command::Ssh(args) => ssh::ssh(global, args).await,

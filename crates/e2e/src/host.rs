@@ -259,15 +259,16 @@ impl Host {
 
     /// Starts `dispense up` with more flags and waits until it serves.
     pub fn up_with(&self, flags: &[&str]) -> Up<'_> {
-        self.start_up(flags, &[])
+        self.up_with_all(flags, &[])
     }
 
     /// Starts `dispense up` with more variables and waits until it serves.
     pub fn up_with_env(&self, variables: &[(&str, &str)]) -> Up<'_> {
-        self.start_up(&[], variables)
+        self.up_with_all(&[], variables)
     }
 
-    fn start_up(&self, flags: &[&str], variables: &[(&str, &str)]) -> Up<'_> {
+    /// Both.
+    pub fn up_with_all(&self, flags: &[&str], variables: &[(&str, &str)]) -> Up<'_> {
         let any = "127.0.0.1:0";
         let mut args = vec!["up", "--address", any, "--runner-address", any];
         args.extend_from_slice(flags);

@@ -1,5 +1,5 @@
-//! What a sandbox's workspace is filled with before it counts as running: a directory of this machine, within one
-//! that its operator shares. Packed here, unpacked by the agent, once in the life of a box.
+//! What a sandbox's workspace is filled with before it counts as running: a directory of this machine, or a tree that a
+//! URL names, within what its operator shares. Packed here, unpacked by the agent, once in the life of a box.
 //!
 //! A mark in the state directory tells how far it is:
 //!
@@ -15,15 +15,17 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dispense_api::archive::Chunks;
 use dispense_api::error::reason;
 use dispense_api::id::SandboxId;
 use dispense_api::limits;
+use dispense_api::location::Location;
 use dispense_api::source::{self, Source, SourceError};
 use dispense_backend::{Backend, BackendError};
+use dispense_content::{ContentError, Moved};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
 
@@ -37,15 +39,16 @@ const OWN_DESCRIPTORS: &str = "/proc/self/fd/";
 const CHUNKS_IN_FLIGHT: usize = 8;
 /// A create may take an hour in all.
 const TIMEOUT: Duration = Duration::from_secs(1800);
+/// Between two words about a long fill.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// The sandbox's working directory.
 const DESTINATION: &str = ".";
 
 /// What a workspace is filled with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Content {
-    pub(crate) directory: PathBuf,
-    pub(crate) branch: String,
-    pub(crate) reset: bool,
+pub(crate) enum Content {
+    Directory(Source),
+    Elsewhere(Location),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +66,11 @@ impl Mark {
     }
 }
 
-/// The shared directories, and the marks.
+/// What is shared, and the marks.
 #[derive(Debug)]
 pub(crate) struct Contents {
     folder: PathBuf,
+    /// Directories, and the beginnings of URLs.
     roots: Vec<PathBuf>,
 }
 
@@ -118,7 +122,7 @@ impl Contents {
         }
     }
 
-    /// Fills the workspace of a started box.
+    /// Fills the workspace of a started box; `progress` is told how far it is, now and then.
     ///
     /// CANCEL SAFETY: dropped half-way, the mark says so.
     pub(crate) async fn fill(
@@ -126,16 +130,61 @@ impl Contents {
         backend: &dyn Backend,
         sandbox: &SandboxId,
         content: &Content,
+        progress: impl Fn(String) + Send + Sync,
     ) -> Result<(), BackendError> {
         self.put(sandbox, Mark::Filling)?;
-        match tokio::time::timeout(TIMEOUT, self.send(backend, sandbox, content)).await {
+        let send = async {
+            match content {
+                Content::Directory(source) => self.send(backend, sandbox, source).await,
+                Content::Elsewhere(location) => self.fetch(backend, sandbox, location, progress).await,
+            }
+        };
+        match tokio::time::timeout(TIMEOUT, send).await {
             Ok(filled) => filled?,
             Err(_) => return Err(refused(format!("it took longer than {} s", TIMEOUT.as_secs()))),
         }
         self.put(sandbox, Mark::Filled)
     }
 
-    async fn send(&self, backend: &dyn Backend, sandbox: &SandboxId, content: &Content) -> Result<(), BackendError> {
+    /// A tree that a URL names.
+    async fn fetch(
+        &self,
+        backend: &dyn Backend,
+        sandbox: &SandboxId,
+        location: &Location,
+        progress: impl Fn(String) + Send + Sync,
+    ) -> Result<(), BackendError> {
+        let text = location.to_string();
+        if !self.roots.iter().any(|root| Path::new(&text).starts_with(root)) {
+            return Err(self.outside(&text));
+        }
+        let mut told = Instant::now();
+        let tell = |moved: Moved| {
+            if told.elapsed() >= PROGRESS_INTERVAL {
+                told = Instant::now();
+                progress(format!("it is being filled: {} MiB so far", moved.bytes >> 20));
+            }
+        };
+        let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let fetch = dispense_content::fetch(location, sender, tell);
+        let (fetched, uploaded) = tokio::join!(fetch, agent::upload(backend, sandbox, DESTINATION, chunks));
+        match (fetched, uploaded) {
+            // The agent stopped taking it, and says why.
+            (Err(ContentError::Gone), Err(why)) | (Ok(_), Err(why)) => Err(refused(sentence(&why))),
+            (Err(error), _) => Err(refused(error.to_string())),
+            (Ok(moved), Ok(())) => {
+                tracing::info!(%sandbox, from = %text, bytes = moved.bytes, "filled");
+                Ok(())
+            }
+        }
+    }
+
+    fn outside(&self, what: &str) -> BackendError {
+        let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
+        refused(format!("{what} is not within what this runner shares ({})", roots.join(", ")))
+    }
+
+    async fn send(&self, backend: &dyn Backend, sandbox: &SandboxId, content: &Source) -> Result<(), BackendError> {
         let directory = self.open_shared(&content.directory)?;
         let scratch = self.folder.join(SCRATCH);
         let (branch, reset) = (content.branch.clone(), content.reset);
@@ -163,14 +212,7 @@ impl Contents {
 
     /// Opens a directory, which must be within one of the roots, whatever links lead to.
     fn open_shared(&self, directory: &Path) -> Result<OwnedFd, BackendError> {
-        let outside = || {
-            let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
-            refused(format!(
-                "{} is not within a directory that this runner shares ({})",
-                directory.display(),
-                roots.join(", ")
-            ))
-        };
+        let outside = || self.outside(&directory.display().to_string());
         let root = self.roots.iter().find(|root| directory.starts_with(root)).ok_or_else(outside)?;
         let failed = |error: rustix::io::Errno| match error {
             // A link that leads out of the root.

@@ -183,7 +183,10 @@ impl Owner {
         self.observed = Observed::Started(generation);
         if let Some(content) = order.content.as_ref().filter(|_| !self.contents.is_filled(&self.sandbox)) {
             let filled = tokio::select! {
-                filled = self.contents.fill(&*self.backend, &self.sandbox, content) => Some(filled),
+                filled = self.contents.fill(&*self.backend, &self.sandbox, content, |how_far| {
+                    let message = Failure { message: how_far, ..Failure::default() };
+                    self.report(BoxState::Starting, generation, Some(message));
+                }) => Some(filled),
                 () = overtaken(self.orders.clone()) => None,
             };
             if filled.as_ref().is_none_or(Result::is_err) {

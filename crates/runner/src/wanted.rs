@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use dispense_api::id::{Generation, SandboxId};
 use dispense_api::runner::{Desired, DesiredState};
+use dispense_api::source::Source;
 use dispense_api::v1;
 use dispense_backend::{BoxSpec, Limits, Network};
 
@@ -83,11 +84,15 @@ fn spec(
 
 fn content(content: v1::Content) -> Result<Content, Malformed> {
     let v1::Content { directory, branch, reset_branch } = content;
+    if directory.contains("://") {
+        let location = directory.parse().map_err(|_| Malformed("no content"))?;
+        return Ok(Content::Elsewhere(location));
+    }
     // It goes to git as an argument.
     if !directory.starts_with('/') || branch.is_empty() || branch.starts_with('-') {
         return Err(Malformed("no content"));
     }
-    Ok(Content { directory: directory.into(), branch, reset: reset_branch })
+    Ok(Content::Directory(Source { directory: directory.into(), branch, reset: reset_branch }))
 }
 
 #[cfg(test)]

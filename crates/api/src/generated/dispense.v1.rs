@@ -16,9 +16,10 @@ pub struct Resources {
 /// What is in `/workspace` before the sandbox counts as running.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Content {
-    /// A directory on the runner's machine, an absolute path within one that the runner shares (`--source-root`).
-    /// A git repository is cloned; of any other directory, what its `.gitignore` and `.dispenseignore` files name
-    /// stays behind.
+    /// A directory on the runner's machine, an absolute path, or a URL: `s3://BUCKET/PREFIX`, or `<https://…`> of an
+    /// archive (`.tar`, `.tar.gz`, with `#sha256=DIGITS` if it must have that checksum). Either is within what the
+    /// runner shares (`--source-root`). A git repository is cloned; of any other directory, what its `.gitignore` and
+    /// `.dispenseignore` files name stays behind.
     #[prost(string, tag = "1")]
     pub directory: ::prost::alloc::string::String,
     /// In a git repository: the branch of the clone. Empty means the sandbox's name. One that exists is taken as it is.

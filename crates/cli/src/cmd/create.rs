@@ -88,8 +88,8 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
         lease_secs: 0,
         // A `--target` says more.
         locality: v1::Locality::Unspecified.into(),
-        // It is this machine's, and goes up when the sandbox runs.
-        content: None,
+        // A directory of this machine goes up when the sandbox runs.
+        content: source::content(args.source),
         require_limits: args.require_limits,
         target: args.target.unwrap_or_default(),
         auto_stop_mins: args.auto_stop.map_or(Ok(0), |time| {

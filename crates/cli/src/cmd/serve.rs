@@ -109,7 +109,8 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         embedded: true,
         runner: true,
         templates: BTreeMap::new(),
-        source_roots: vec![],
+        // It does nothing that its one user could not do.
+        source_roots: ["s3://", "https://", "http://"].map(PathBuf::from).into(),
     });
     let mut server = match started.await {
         Ok(server) => server,
@@ -141,7 +142,7 @@ pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, PathBuf>
         .collect()
 }
 
-/// Directories that a runner shares, as they are without links.
+/// What a runner shares: directories as they are without links, and the beginnings of URLs.
 pub(super) fn roots(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
     let real = |path: PathBuf| {
         let real = std::fs::canonicalize(&path).and_then(|real| match real.is_dir() {
@@ -150,7 +151,8 @@ pub(super) fn roots(paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, Error> {
         });
         real.map_err(|error| local(format_args!("share --source-root {}", path.display()), &error))
     };
-    paths.into_iter().map(real).collect()
+    let is_url = |path: &PathBuf| path.to_string_lossy().contains("://");
+    paths.into_iter().map(|path| if is_url(&path) { Ok(path) } else { real(path) }).collect()
 }
 
 /// SIGINT and SIGTERM.

@@ -22,6 +22,13 @@ impl SourceArgs {
     }
 }
 
+/// What the sandbox's runner fetches, if a URL was given.
+pub(super) fn content(args: SourceArgs) -> Option<v1::Content> {
+    let url = args.content?;
+    let directory = url.strip_prefix("file://").map_or_else(|| url.clone(), str::to_owned);
+    Some(v1::Content { directory, branch: args.branch.unwrap_or_default(), reset_branch: args.reset_branch })
+}
+
 /// Copies the directory into the sandbox's working directory, if one was given.
 pub(super) async fn fill(client: &Client, sandbox: &v1::Sandbox, args: SourceArgs) -> Result<(), Error> {
     let Some(directory) = args.source else { return Ok(()) };

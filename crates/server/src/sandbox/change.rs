@@ -120,6 +120,14 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
         }
     }
     if was == is {
+        // How far its runner is.
+        if let Cause::Box(report) = cause
+            && report.fact == BoxFact::Starting
+            && report.generation == sandbox.life.generation
+            && is == State::Starting
+        {
+            sandbox.reason = report.message.clone();
+        }
         return;
     }
     match is {

@@ -5,6 +5,7 @@ use std::path::{Component, Path};
 
 use dispense_api::error::{Code, Error};
 use dispense_api::limits;
+use dispense_api::location::Location;
 use dispense_api::v1;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +55,7 @@ pub(crate) struct Spec {
 /// What is in the workspace before anything runs: a directory of the runner's machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Content {
-    /// Absolute, with neither `.` nor `..` in it.
+    /// Absolute, with neither `.` nor `..` in it, or a URL.
     pub(crate) directory: String,
     /// Of a git repository; empty: the sandbox's name.
     pub(crate) branch: String,
@@ -64,6 +65,11 @@ pub(crate) struct Content {
 impl Content {
     fn parse(content: v1::Content) -> Result<Self, Error> {
         let v1::Content { directory, branch, reset_branch } = content;
+        if directory.contains("://") {
+            let location = directory.parse::<Location>();
+            let location = location.map_err(|why| invalid("spec.content.directory", why))?;
+            return Ok(Self { directory: location.to_string(), branch: String::new(), reset_branch: false });
+        }
         let path = Path::new(&directory);
         let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
         if !path.is_absolute() || !plain || directory.contains('\0') || directory.len() > limits::PATH_MAX_BYTES {

@@ -1,0 +1,51 @@
+//! Flags about what workspaces are filled from and saved to.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::units::{self, Pair};
+
+/// What is in its working directory at first.
+#[derive(Args, Clone)]
+pub(crate) struct SourceArgs {
+    /// Directory to start with: a git repository is cloned, of another what .gitignore names stays behind
+    #[arg(long, value_name = "DIR", group = "origin")]
+    pub(crate) source: Option<PathBuf>,
+    /// Where to start from, fetched by the sandbox's runner before it runs: s3://BUCKET/PREFIX, file:///DIR of the
+    /// runner's machine, or https://… of a .tar or .tar.gz, if need be with #sha256=DIGITS
+    #[arg(long, value_name = "URL", group = "origin")]
+    pub(crate) content: Option<String>,
+    /// Branch of the clone; one that exists is taken as it is [default: the sandbox's name]
+    #[arg(long, requires = "origin")]
+    pub(crate) branch: Option<String>,
+    /// Begin the branch anew where the repository is now
+    #[arg(long, requires = "branch")]
+    pub(crate) reset_branch: bool,
+}
+
+/// What a runner has for its sandboxes.
+#[derive(Args)]
+pub(crate) struct OfferArgs {
+    /// Template of a name, from a directory or a tar archive
+    #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
+    pub(crate) template: Vec<Pair>,
+    /// What sandboxes may be filled from: a directory of this machine, or the beginning of a URL, e.g. s3://bucket
+    #[arg(long = "source-root", value_name = "DIR|URL")]
+    pub(crate) source_root: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+pub(crate) struct SaveArgs {
+    /// Id or name of the sandbox
+    pub(crate) sandbox: String,
+    /// s3://BUCKET/PREFIX; the storage and its credentials come from AWS_ENDPOINT, AWS_ACCESS_KEY_ID and the like
+    #[arg(value_name = "URL")]
+    pub(crate) to: String,
+    /// What is saved
+    #[arg(long, default_value = "/workspace")]
+    pub(crate) path: String,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}

@@ -1,0 +1,131 @@
+//! What workspaces are filled from, and saved to, by URL: object storage with the protocol of S3, and archives over
+//! HTTP. A tree is a tar stream here, as in `UploadArchive` and `DownloadArchive`.
+//!
+//! Credentials come from the variables of the process (`AWS_…`), never from a URL: a URL is stored, listed and logged.
+
+mod s3;
+mod web;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dispense_api::location::Location;
+use tokio::sync::mpsc;
+
+/// A transfer that is cut goes on where it was, so many times without a byte in between.
+const ATTEMPTS_MAX: u32 = 5;
+/// Before the first of them; each later one waits twice as long.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// Of one chunk of a tar stream.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// How much has been moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Files and directories; of an archive that is passed on whole, none.
+    pub entries: u64,
+    /// Of their contents.
+    pub bytes: u64,
+}
+
+/// Why a tree could not be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// The storage refused, or is not there.
+    #[error("failed to {action}: {message}")]
+    Storage {
+        /// What was tried.
+        action: String,
+        /// What it said.
+        message: String,
+    },
+    /// Nothing stands there.
+    #[error("{0} has no objects")]
+    Empty(String),
+    /// The bytes are not those that were wanted.
+    #[error("{what} has the SHA-256 {found}, {wanted} is asked for")]
+    Checksum {
+        /// Which archive.
+        what: String,
+        /// As computed.
+        found: String,
+        /// As the URL says.
+        wanted: String,
+    },
+    /// What takes the stream has ended.
+    #[error("the tree is not taken any more")]
+    Gone,
+    /// The stream that is saved is no archive.
+    #[error("failed to read the tree: {0}")]
+    Archive(#[source] std::io::Error),
+    /// It cannot be saved to.
+    #[error("{0} cannot be saved to: use s3://BUCKET/PREFIX")]
+    ReadOnly(String),
+}
+
+impl ContentError {
+    fn storage(action: impl Into<String>, error: impl std::error::Error) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            // Libraries repeat their causes.
+            if !message.contains(&inner.to_string()) {
+                message = format!("{message}: {inner}");
+            }
+            source = inner.source();
+        }
+        Self::Storage { action: action.into(), message }
+    }
+}
+
+/// Streams a tree as tar; `progress` is told what has been read so far.
+///
+/// CANCEL SAFETY: dropped half-way, nothing is left behind here.
+pub async fn fetch(
+    location: &Location,
+    chunks: mpsc::Sender<Bytes>,
+    progress: impl FnMut(Moved) + Send,
+) -> Result<Moved, ContentError> {
+    match location {
+        Location::S3 { bucket, prefix } => s3::fetch(bucket, prefix, chunks, progress).await,
+        Location::Archive { url, sha256 } => web::fetch(url, sha256.as_deref(), chunks, progress).await,
+    }
+}
+
+/// Saves a tree that comes as tar. Objects that were there before and are not in the tree stay.
+pub async fn save(
+    location: &Location,
+    chunks: mpsc::Receiver<Bytes>,
+    progress: impl FnMut(Moved) + Send + 'static,
+) -> Result<Moved, ContentError> {
+    match location {
+        Location::S3 { bucket, prefix } => s3::save(bucket, prefix, chunks, progress).await,
+        Location::Archive { url, .. } => Err(ContentError::ReadOnly(url.clone())),
+    }
+}
+
+/// The library for HTTP asks for one process-wide choice.
+fn choose_crypto() {
+    // Somebody else may have chosen the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// Reads chunks from a thread that may wait.
+struct ChunkReader {
+    chunks: mpsc::Receiver<Bytes>,
+    rest: Bytes,
+}
+
+impl std::io::Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.rest.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.rest = chunk,
+                None => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.rest.len());
+        buffer[..count].copy_from_slice(&self.rest.split_to(count));
+        Ok(count)
+    }
+}

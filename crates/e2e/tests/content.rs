@@ -1,0 +1,145 @@
+//! Sandboxes that begin with what a URL names, and are saved there: an S3 server and an HTTP server that nobody here
+//! wrote.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
+
+use dispense_e2e::clients::Clients;
+use dispense_e2e::pair::Running;
+use dispense_e2e::{Host, Mode};
+
+/// Both servers.
+struct Storage {
+    s3: String,
+    web: String,
+    folder: tempfile::TempDir,
+    _process: Running,
+}
+
+impl Storage {
+    fn start(clients: &Clients) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut command = clients.python_script("storage.py");
+        command.arg(folder.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("python3 is installed");
+        let stdout = child.stdout.take().expect("piped");
+        let line = BufReader::new(stdout).lines().next().expect("a line").expect("text");
+        let (s3, web) = line.split_once(' ').expect("two addresses");
+        Self { s3: s3.into(), web: web.into(), folder, _process: Running::adopt(child) }
+    }
+
+    /// As an operator of a server that is not Amazon's has it.
+    fn variables(&self) -> [(&'static str, &str); 5] {
+        [
+            ("AWS_ENDPOINT", &self.s3),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ACCESS_KEY_ID", "test"),
+            ("AWS_SECRET_ACCESS_KEY", "test"),
+        ]
+    }
+
+    /// An archive on the HTTP server, and its checksum.
+    fn archive(&self, name: &str) -> String {
+        let tree = self.folder.path().join("tree");
+        fs::create_dir_all(tree.join("src")).expect("writable");
+        fs::write(tree.join("src/main"), "main\n").expect("writable");
+        fs::write(tree.join("big"), vec![7; 3_000_000]).expect("writable");
+        let archive = self.folder.path().join(name);
+        let flags = if name.ends_with(".tar") { "-cf" } else { "-czf" };
+        let packed = Command::new("tar").arg(flags).arg(&archive).arg("-C").arg(&tree).arg(".").status();
+        assert!(packed.expect("tar is there").success());
+        let sum = Command::new("sha256sum").arg(&archive).output().expect("sha256sum is there");
+        String::from_utf8_lossy(&sum.stdout).split(' ').next().expect("digits").to_owned()
+    }
+}
+
+fn dispense(host: &Host, storage: &Storage, args: &[&str]) -> Output {
+    host.command(args).envs(storage.variables()).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+#[track_caller]
+fn ok(host: &Host, storage: &Storage, args: &[&str]) -> String {
+    let output = dispense(host, storage, args);
+    assert!(output.status.success(), "dispense {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn refused(host: &Host, storage: &Storage, args: &[&str], why: &str) {
+    let output = dispense(host, storage, args);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains(why), "dispense {args:?}: {text}");
+}
+
+#[test]
+fn a_workspace_comes_from_object_storage_and_is_saved_to_it() {
+    let Some(clients) = Clients::available() else { return };
+    let storage = Storage::start(&clients);
+    for mode in Mode::available() {
+        let host = Host::new(mode);
+        let list = "find . -type f -o -type l | sort; sha256sum < big; cat main.py";
+        let up = host.up_with_all(&["--source-root", "s3://code"], &storage.variables());
+        ok(&host, &storage, &["create", "--name", "box", "--content", "s3://code/app"]);
+        let long = "n".repeat(120);
+        let text = host.ok(&["exec", "box", "--", "sh", "-c", list]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[..4], ["./big", "./empty", "./main.py", &format!("./src/deep/er/{long}")]);
+        let big = lines[4].to_owned();
+        assert_eq!(lines[5..], ["print('hello')"]);
+        // What the user made since then, with its modes and links.
+        let change = "rm empty; echo '#!/bin/sh' > run; chmod 755 run; ln -s run alias; mkdir sub; echo déjà > sub/é";
+        host.ok(&["exec", "box", "--", "sh", "-c", change]);
+        let place = format!("s3://code/saved-{mode:?}").to_lowercase();
+        ok(&host, &storage, &["save", "box", &place]);
+        ok(&host, &storage, &["create", "--name", "again", "--content", &place]);
+        let text = host.ok(&[
+            "exec",
+            "again",
+            "--",
+            "sh",
+            "-c",
+            &format!("{list}; stat -c %a run; readlink alias; cat sub/é"),
+        ]);
+        let wanted = ["./alias", "./big", "./main.py", "./run", &format!("./src/deep/er/{long}"), "./sub/é", &big];
+        let wanted = [&wanted[..], &["print('hello')", "755", "run", "déjà"]].concat();
+        assert_eq!(text.lines().collect::<Vec<_>>(), wanted);
+        // What was once filled is the user's.
+        host.ok(&["stop", "again"]);
+        host.ok(&["start", "again"]);
+        assert_eq!(host.ok(&["exec", "again", "--", "cat", "sub/é"]), "déjà\n");
+        refused(&host, &storage, &["create", "--content", "s3://code/nothing"], "has no objects");
+        refused(&host, &storage, &["create", "--content", "s3://other/app"], "shares only s3://code");
+        refused(&host, &storage, &["create", "--content", "s3://code/../other"], "`..`");
+        refused(&host, &storage, &["save", "box", "https://example.org/a.tar"], "cannot be saved to");
+        for name in ["box", "again"] {
+            host.ok(&["delete", name]);
+        }
+        up.stop();
+        host.finish();
+    }
+}
+
+#[test]
+fn a_workspace_comes_from_an_archive_which_must_be_the_one_that_is_meant() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let storage = Storage::start(&clients);
+    let host = Host::new(mode);
+    let show = ["--", "sh", "-c", "cat src/main; stat -c %s big"];
+    for name in ["a.tar", "b.tar.gz", "cut.tgz"] {
+        let sum = storage.archive(name);
+        let url = format!("{}/{name}#sha256={sum}", storage.web);
+        let text = ok(&host, &storage, &[&["run", "--content", &url][..], &show].concat());
+        assert_eq!(text, "main\n3000000\n", "{name}");
+    }
+    let wrong = format!("{}/a.tar#sha256={}", storage.web, "0".repeat(64));
+    refused(&host, &storage, &["run", "--content", &wrong, "--", "true"], "is asked for");
+    let missing = format!("{}/missing.tar", storage.web);
+    refused(&host, &storage, &["run", "--content", &missing, "--", "true"], "missing.tar");
+    fs::write(storage.folder.path().join("text.tar.gz"), "no archive").expect("writable");
+    let text = format!("{}/text.tar.gz", storage.web);
+    refused(&host, &storage, &["run", "--content", &text, "--", "true"], "could not be filled");
+    host.finish();
+}
