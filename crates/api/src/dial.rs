@@ -19,11 +19,25 @@ pub type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>>
 /// Opens connections to the host and port of a URL.
 pub type Dialler = Arc<dyn Fn(Uri) -> Dialling + Send + Sync>;
 
-/// Connects an endpoint: by a dialler, or by TCP.
-pub async fn connect(endpoint: &Endpoint, dialler: Option<&Dialler>) -> Result<Channel, Error> {
+/// An endpoint for a server's URL, for [`connect`]. Where it is `https` the dialler speaks TLS; the library is told that
+/// the connection is plain, or it would insist on doing so itself.
+pub fn endpoint(uri: &Uri) -> Endpoint {
+    let plain = uri.authority().and_then(|authority| {
+        let plain = Uri::builder().scheme("http").authority(authority.as_str()).path_and_query("/");
+        plain.build().ok()
+    });
+    match plain {
+        Some(plain) => Endpoint::from(plain).origin(uri.clone()),
+        None => Endpoint::from(uri.clone()),
+    }
+}
+
+/// Connects an endpoint of a URL: by a dialler, or by TCP.
+pub async fn connect(endpoint: &Endpoint, uri: &Uri, dialler: Option<&Dialler>) -> Result<Channel, Error> {
     let Some(dialler) = dialler.cloned() else { return endpoint.connect().await };
-    let connector = tower::service_fn(move |uri| {
-        let dialling = dialler(uri);
+    let uri = uri.clone();
+    let connector = tower::service_fn(move |_| {
+        let dialling = dialler(uri.clone());
         async { dialling.await.map(TokioIo::new) }
     });
     endpoint.connect_with_connector(connector).await

@@ -15,6 +15,8 @@ pub mod limits;
 pub mod location;
 pub mod method;
 pub mod name;
+#[cfg(feature = "grpc")]
+pub mod outbox;
 #[cfg(feature = "source")]
 pub mod source;
 #[cfg(feature = "grpc")]

@@ -33,6 +33,7 @@ mod ssh;
 
 use std::time::Duration;
 
+use dispense_api::dial;
 use dispense_api::limits;
 use dispense_api::tls;
 use dispense_api::trace::{TRACEPARENT, TraceParent};
@@ -47,7 +48,7 @@ use dispense_api::v1::sandbox_service_client::SandboxServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Uri};
 use tonic::{Request, Status};
 
 pub use dispense_api::dial::{Connection, Dialler, Dialling};
@@ -131,24 +132,24 @@ impl Client {
     /// The same, over connections that the caller makes.
     pub async fn connect_over(url: &str, api_key: &str, dialler: Option<Dialler>) -> Result<Self, Error> {
         let invalid = |message: String| Error::new(Code::InvalidArgument, "endpoint", message);
-        let endpoint = Endpoint::from_shared(url.to_owned())
+        let uri: Uri = url
+            .parse()
             .map_err(|_| invalid(format!("`{url}` is not the address of a server: use http://HOST:PORT")))?;
-        if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
             return Err(invalid(format!("`{url}` is not the address of a server: use http:// or https://HOST:PORT")));
         }
         let api_key = format!("Bearer {api_key}")
             .parse()
             .map_err(|_| invalid("the API key has characters that no key has".to_owned()))?;
-        let endpoint = endpoint
+        let endpoint = dial::endpoint(&uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        let channel = dispense_api::dial::connect(&endpoint, dialler.as_ref())
-            .await
-            .map_err(|error| error::unreachable(url, &error))?;
+        let channel =
+            dial::connect(&endpoint, &uri, dialler.as_ref()).await.map_err(|error| error::unreachable(url, &error))?;
         Ok(Self { channel, headers: Headers { api_key, trace: None }, resume_for: RESUME_FOR_DEFAULT })
     }
 

@@ -1,7 +1,6 @@
 //! Processes: started, attached to, signalled.
 
 mod events;
-mod outbox;
 
 use std::sync::Arc;
 
@@ -13,9 +12,9 @@ use dispense_api::v1::process_input;
 use crate::retry::{idempotent, random_hex};
 use crate::{Client, error};
 
+use dispense_api::outbox::Outbox;
 pub use events::Events;
 use events::Opening;
-use outbox::Outbox;
 
 /// A process that this client is attached to. When the connection is cut it comes back by itself and goes on
 /// where it stopped: no byte of input or output is lost or repeated within what the sandbox keeps.

@@ -217,3 +217,28 @@ async fn a_key_that_is_revoked_or_expires_ends_what_it_has_opened() {
     }
     system.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_those_who_may_start_a_sandbox_wake_it() {
+    let system = System::start().await;
+    let key = |name: &str, role: Role| CreateKeyRequest { name: name.into(), role: role.into(), ..Default::default() };
+    let (ann, bob) = (client(&system, key("ann", Role::Member)).await, client(&system, key("bob", Role::Member)).await);
+    let viewer = client(&system, key("viewer", Role::Viewer)).await;
+    ann.create(named("mine")).await.expect("created");
+    system.client.drain_runner("fake-1").await.expect("drained");
+    let stopped = v1::WaitSandboxRequest {
+        sandbox: "mine".into(),
+        states: vec![v1::SandboxState::Stopped.into()],
+        ..Default::default()
+    };
+    system.client.wait(stopped).await.expect("it is parked");
+    system.client.uncordon_runner("fake-1").await.expect("it takes sandboxes again");
+    for other in [&bob, &viewer] {
+        let error = other.list_processes("mine", false).await.expect_err("it sleeps");
+        assert_eq!((error.code, error.reason.as_str()), (Code::FailedPrecondition, "sandbox_not_running"));
+    }
+    assert_eq!(system.client.get("mine").await.expect("there").state(), v1::SandboxState::Stopped);
+    assert_eq!(run(&ann, "mine").await, Ok(()));
+    assert_eq!(system.client.get("mine").await.expect("there").state(), v1::SandboxState::Running);
+    system.stop().await;
+}

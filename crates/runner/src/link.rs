@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Uri};
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::identity::{Identity, IdentityError, Known};
@@ -235,15 +235,15 @@ impl Link {
 
     async fn channel(&self) -> Result<Channel, LinkError> {
         let url = &self.config.server_url;
-        let endpoint = Endpoint::from_shared(url.clone()).map_err(|_| LinkError::Address(url.clone()))?;
-        let endpoint = endpoint
+        let uri: Uri = url.parse().map_err(|_| LinkError::Address(url.clone()))?;
+        let endpoint = dial::endpoint(&uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .tcp_nodelay(true);
-        dial::connect(&endpoint, self.dialler.as_ref()).await.map_err(|error| self.away(&chain(&error)))
+        dial::connect(&endpoint, &uri, self.dialler.as_ref()).await.map_err(|error| self.away(&chain(&error)))
     }
 
     fn client(&self, channel: Channel) -> Result<RunnerLink, LinkError> {

@@ -9,6 +9,7 @@
 
 pub(crate) mod call;
 pub(crate) mod port;
+pub(crate) mod process;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Response, Status, Streaming};
 
-use super::outbox::Outbox;
 use crate::retry::{idempotent, jitter};
 use crate::{Client, error};
+use dispense_api::outbox::Outbox;
 
 /// Between attempts to come back.
 const DELAY_MIN: Duration = Duration::from_millis(50);

@@ -284,15 +284,16 @@ impl Sandboxes {
         }
     }
 
-    /// Where its agent is, once it is placed. Waits for a sandbox that is pending.
-    pub(crate) async fn route(&self, id_or_name: &str, timeout: Duration) -> Result<Route, Error> {
+    /// Where its agent is, once it is placed. Waits for a sandbox that is pending; one that sleeps is woken by a
+    /// caller who `wakes`.
+    pub(crate) async fn route(&self, id_or_name: &str, wakes: bool, timeout: Duration) -> Result<Route, Error> {
         if let Some(route) = self.live.route(id_or_name) {
             self.agents.used(&route.sandbox);
             return Ok(route);
         }
         let mut sandbox = self.get(id_or_name).await?;
         self.agents.used(&sandbox.id);
-        if sandbox.life.asleep && sandbox.life.desired == Desired::Stopped {
+        if wakes && sandbox.life.asleep && sandbox.life.desired == Desired::Stopped {
             sandbox = self.wake(&sandbox, timeout).await?;
         }
         let placed = |sandbox: &Sandbox| sandbox.life.observed != State::Pending;

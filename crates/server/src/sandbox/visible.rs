@@ -190,11 +190,18 @@ impl Visible<'_> {
     pub(crate) async fn route(&self, id_or_name: &str, method: Method, timeout: Duration) -> Result<Route, Error> {
         // Before it is woken or waited for.
         let allowed = self.may_call(id_or_name, method.access()).await;
-        match method.access() {
-            Access::Read => allowed?,
-            Access::Write | Access::Runner => self.noted(method.path(), id_or_name, allowed).await?,
-        }
-        self.sandboxes.route(id_or_name, timeout).await
+        let wakes = match method.access() {
+            Access::Read => {
+                allowed?;
+                // Who may not start it does not wake it by looking.
+                self.caller.role >= Role::Member && self.may_call(id_or_name, Access::Write).await.is_ok()
+            }
+            Access::Write | Access::Runner => {
+                self.noted(method.path(), id_or_name, allowed).await?;
+                true
+            }
+        };
+        self.sandboxes.route(id_or_name, wakes, timeout).await
     }
 
     async fn may_call(&self, id_or_name: &str, access: Access) -> Result<(), Error> {

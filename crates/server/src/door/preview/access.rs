@@ -50,7 +50,7 @@ pub(super) async fn enter(parts: &Parts, place: &Place, request: &Request<Incomi
     } else if !parts.previews.is_public(&sandbox, place.port).await? {
         return Err(private(place));
     }
-    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), WAKE_TIMEOUT).await?))
+    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), true, WAKE_TIMEOUT).await?))
 }
 
 /// The token of a link, and the address without it.

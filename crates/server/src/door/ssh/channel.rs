@@ -2,25 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use dispense_api::LOGIN_SHELL;
 use dispense_api::error::Error;
 use dispense_api::limits;
-use dispense_api::method::Method;
-use dispense_api::v1::{
-    OutputStream, ProcessEvent, ProcessExited, ProcessInput, ProcessRef, Pty, PtySize, RunProcessRequest,
-    SignalProcessRequest, StartProcess, process_event, process_exited, process_input, process_ref, run_process_request,
-};
+use dispense_api::v1::{OutputStream, ProcessExited, Pty, PtySize, StartProcess, process_exited, process_input};
 use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::relay::call::{Answers, Requests};
-use crate::relay::{Origin, Relay, Route};
+use crate::relay::process::{Event, Process, Ticket};
+use crate::relay::{Relay, Route};
 
-/// For the call; the sandbox runs by then.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of a terminal, as the agent takes it.
 const TERMINAL_MAX: u32 = 10_000;
 /// As ssh(1) exits when something else than the command failed.
@@ -99,7 +92,7 @@ impl Setup {
         };
         let (mut reader, writer) = channel.split();
         let ended = match route {
-            Ok(route) => joined(&mut reader, &writer, start, &relay, &route).await,
+            Ok(route) => joined(&mut reader, &writer, start, &relay, route).await,
             Err(error) => Err(error),
         };
         let status = match ended {
@@ -121,63 +114,45 @@ async fn joined(
     writer: &ChannelWriteHalf<Msg>,
     start: StartProcess,
     relay: &Arc<Relay>,
-    route: &Route,
+    route: Route,
 ) -> Result<ProcessExited, Error> {
-    let sandbox = route.sandbox.to_string();
-    let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
-    let (requests, mut answers) =
-        relay.call(route, Method::RunProcess, &Origin::default(), &first, CALL_TIMEOUT).await?;
-    let pid = started(&mut answers).await?;
-    let kill = Kill { relay: relay.clone(), route: route.clone(), pid };
-    let input = forward_input(reader, requests, &kill);
-    let output = forward_output(&mut answers, writer);
+    let mut process = Process::start(relay.clone(), route, start).await?;
+    let ticket = process.ticket().clone();
+    let input = forward_input(reader, &ticket, relay);
+    let output = forward_output(&mut process, writer);
     tokio::select! {
         // Output is what a client waits for; input that is under way then is for nobody.
         ended = output => ended,
         // A client that closed the channel, or its connection, has left the process; as sshd does, it is told so.
         () = input => {
-            kill.send(signals::HUP).await;
+            ticket.signal(relay, signals::HUP).await;
             Ok(ProcessExited { status: Some(process_exited::Status::Code(FAILED)), ..Default::default() })
         }
     }
 }
 
-async fn started(answers: &mut Answers) -> Result<u32, Error> {
-    while let Some(event) = answers.next::<ProcessEvent>().await? {
-        if let Some(process_event::Kind::Started(process)) = event.kind {
-            return Ok(process.pid);
-        }
-    }
-    Err(crate::relay::call::broken())
-}
-
 /// Gives the process what the client sends; returns when the client has closed the channel.
-async fn forward_input(reader: &mut ChannelReadHalf, requests: Requests, kill: &Kill) {
-    let send = async |kind| {
-        let input = ProcessInput { kind: Some(kind), offset: 0 };
-        requests
-            .send(&RunProcessRequest { sandbox: String::new(), kind: Some(run_process_request::Kind::Input(input)) })
-            .await
-    };
+async fn forward_input(reader: &mut ChannelReadHalf, ticket: &Ticket, relay: &Relay) {
+    let input = &ticket.input;
     while let Some(message) = reader.wait().await {
         let taken = match message {
-            ChannelMsg::Data { data } => send(process_input::Kind::Data(data)).await,
-            ChannelMsg::Eof => send(process_input::Kind::Eof(true)).await,
+            ChannelMsg::Data { data } => input.write(data).await,
+            ChannelMsg::Eof => input.push(process_input::Kind::Eof(true)),
             ChannelMsg::WindowChange { col_width, row_height, .. } => {
                 let (cols, rows) = (col_width.min(TERMINAL_MAX), row_height.min(TERMINAL_MAX));
-                send(process_input::Kind::Resize(PtySize { cols, rows })).await
+                input.push(process_input::Kind::Resize(PtySize { cols, rows }))
             }
             ChannelMsg::Signal { signal } => {
                 if let Some(number) = signals::number(&signal) {
-                    kill.send(number).await;
+                    ticket.signal(relay, number).await;
                 }
-                true
+                Ok(())
             }
             ChannelMsg::Close => return,
             // What was asked for before the start, and what SSH has besides.
-            _ => true,
+            _ => Ok(()),
         };
-        if !taken {
+        if taken.is_err() {
             // The process takes no more; its output may go on.
             std::future::pending::<()>().await;
         }
@@ -185,12 +160,11 @@ async fn forward_input(reader: &mut ChannelReadHalf, requests: Requests, kill: &
 }
 
 /// Gives the client what the process writes; returns when the process has ended.
-async fn forward_output(answers: &mut Answers, writer: &ChannelWriteHalf<Msg>) -> Result<ProcessExited, Error> {
-    while let Some(event) = answers.next::<ProcessEvent>().await? {
-        match event.kind {
-            Some(process_event::Kind::Output(output)) => {
-                let stream = output.stream();
-                let sent = match stream {
+async fn forward_output(process: &mut Process, writer: &ChannelWriteHalf<Msg>) -> Result<ProcessExited, Error> {
+    loop {
+        match process.next().await? {
+            Event::Output(output) => {
+                let sent = match output.stream() {
                     OutputStream::Stderr => writer.extended_data_bytes(STDERR, output.data).await,
                     _ => writer.data_bytes(output.data).await,
                 };
@@ -199,12 +173,9 @@ async fn forward_output(answers: &mut Answers, writer: &ChannelWriteHalf<Msg>) -
                     std::future::pending::<()>().await;
                 }
             }
-            Some(process_event::Kind::Exited(exited)) => return Ok(exited),
-            // Of a stream that is read as it comes nothing is dropped.
-            _ => {}
+            Event::Exited(exited) => return Ok(exited),
         }
     }
-    Err(crate::relay::call::broken())
 }
 
 /// Tells how it ended, and closes. A client that is gone needs none of it.
@@ -228,28 +199,6 @@ async fn finish(writer: &ChannelWriteHalf<Msg>, handle: &Handle, exited: Process
         }
     }
     let _ = writer.close().await;
-}
-
-/// Signals a process's group.
-struct Kill {
-    relay: Arc<Relay>,
-    route: Route,
-    pid: u32,
-}
-
-impl Kill {
-    async fn send(&self, signal: u32) {
-        let process = Some(ProcessRef { by: Some(process_ref::By::Pid(self.pid)) });
-        let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
-        let told = async {
-            let (_requests, mut answers) =
-                self.relay.call(&self.route, Method::SignalProcess, &Origin::default(), &request, CALL_TIMEOUT).await?;
-            answers.next::<dispense_api::v1::Process>().await
-        };
-        if let Err(error) = told.await {
-            tracing::debug!(%error, "a signal was not sent");
-        }
-    }
 }
 
 /// Linux's numbers and SSH's names of signals.

@@ -8,11 +8,8 @@ use bytes::Bytes;
 use dispense_api::LOGIN_SHELL;
 use dispense_api::error::Error;
 use dispense_api::method::Method;
-use dispense_api::v1::{
-    AttachProcess, AttachProcessRequest, ProcessEvent, ProcessInput, ProcessRef, Pty, PtySize, RunProcessRequest,
-    SignalProcessRequest, StartProcess, attach_process_request, process_event, process_exited, process_input,
-    process_ref, run_process_request,
-};
+use dispense_api::outbox::Outbox;
+use dispense_api::v1::{Pty, PtySize, StartProcess, process_exited, process_input};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use socketioxide::extract::SocketRef;
@@ -20,9 +17,8 @@ use socketioxide::{SendError, SocketError};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use super::{Client, ROOT, START_TIMEOUT};
-use crate::relay::call::{Answers, Requests};
-use crate::relay::{Origin, Relay, Route};
+use super::{Client, ROOT};
+use crate::relay::process::{Event, Process, Ticket};
 
 /// How long a terminal waits for its client.
 const RECOVERY_WINDOW: Duration = Duration::from_secs(120);
@@ -54,7 +50,6 @@ pub(super) struct Terminal(Mutex<Option<Open>>);
 
 /// An open terminal.
 struct Open {
-    input: Input,
     shell: Shell,
     /// Carries its output to the client.
     output: JoinHandle<()>,
@@ -63,32 +58,9 @@ struct Open {
 /// The process behind a terminal.
 #[derive(Clone)]
 struct Shell {
-    route: Route,
-    pid: u32,
+    ticket: Ticket,
     /// Bytes of its output that the client was sent.
     sent: Arc<StdMutex<u64>>,
-}
-
-/// The requests of a started process and of one that was attached to are other messages.
-enum Input {
-    Started(Requests),
-    Attached(Requests),
-}
-
-impl Input {
-    async fn send(&self, kind: process_input::Kind) -> bool {
-        let input = ProcessInput { kind: Some(kind), offset: 0 };
-        match self {
-            Self::Started(requests) => {
-                let kind = Some(run_process_request::Kind::Input(input));
-                requests.send(&RunProcessRequest { sandbox: String::new(), kind }).await
-            }
-            Self::Attached(requests) => {
-                let kind = Some(attach_process_request::Kind::Input(input));
-                requests.send(&AttachProcessRequest { sandbox: String::new(), kind }).await
-            }
-        }
-    }
 }
 
 /// Terminals whose clients are away: by account, sandbox and session.
@@ -99,9 +71,9 @@ type ParkedKey = (String, String, String);
 
 impl Parked {
     /// The shell whose time is up, unless another one is parked there by now.
-    fn overdue(&self, key: &ParkedKey, pid: u32) -> Option<Shell> {
+    fn overdue(&self, key: &ParkedKey, ticket: &Ticket) -> Option<Shell> {
         let mut waiting = self.0.lock().expect("no holder panics");
-        let due = waiting.get(key).is_some_and(|shell| shell.pid == pid);
+        let due = waiting.get(key).is_some_and(|shell| shell.ticket.is(ticket));
         if due { waiting.remove(key) } else { None }
     }
 }
@@ -129,21 +101,9 @@ impl Client {
     async fn attach(&self, socket: &SocketRef, shell: Shell) -> Result<Open, Error> {
         let seen = *shell.sent.lock().expect("no holder panics");
         let from = self.offset.map_or(seen, |offset| offset.min(seen));
-        let open = AttachProcess {
-            process: Some(ProcessRef { by: Some(process_ref::By::Pid(shell.pid)) }),
-            pty_offset: from,
-            lossless: true,
-            ..AttachProcess::default()
-        };
-        let first = AttachProcessRequest {
-            sandbox: shell.route.sandbox.to_string(),
-            kind: Some(attach_process_request::Kind::Open(open)),
-        };
-        let method = Method::AttachProcess;
-        let (requests, answers) =
-            self.parts.relay.call(&shell.route, method, &Origin::default(), &first, START_TIMEOUT).await?;
-        let output = tokio::spawn(carry(answers, socket.clone(), shell.sent.clone()));
-        Ok(Open { input: Input::Attached(requests), shell, output })
+        let process = Process::join(self.parts.relay.clone(), shell.ticket.clone(), from).await?;
+        let output = tokio::spawn(carry(process, socket.clone(), shell.sent.clone()));
+        Ok(Open { shell, output })
     }
 
     async fn open(&self, socket: &SocketRef, size: Size) -> Result<Open, Error> {
@@ -155,46 +115,37 @@ impl Client {
             stdin: true,
             ..StartProcess::default()
         };
-        let sandbox = route.sandbox.to_string();
-        let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
-        let (requests, mut answers) =
-            self.parts.relay.call(&route, Method::RunProcess, &Origin::default(), &first, START_TIMEOUT).await?;
-        let pid = loop {
-            match answers.next::<ProcessEvent>().await?.and_then(|event| event.kind) {
-                Some(process_event::Kind::Started(process)) => break process.pid,
-                Some(_) => {}
-                None => return Err(crate::relay::call::broken()),
-            }
-        };
-        let shell = Shell { route, pid, sent: Arc::default() };
-        let output = tokio::spawn(carry(answers, socket.clone(), shell.sent.clone()));
-        Ok(Open { input: Input::Started(requests), shell, output })
+        let process = Process::start(self.parts.relay.clone(), route, start).await?;
+        let shell = Shell { ticket: process.ticket().clone(), sent: Arc::default() };
+        let output = tokio::spawn(carry(process, socket.clone(), shell.sent.clone()));
+        Ok(Open { shell, output })
     }
 
-    /// Sends what was typed or resized, to a terminal that is opened for it if there is none, or the last has ended.
-    async fn input(&self, socket: &SocketRef, kind: process_input::Kind, size: Size) -> Result<(), Error> {
+    /// What takes input: of a terminal that is opened if there is none, or the last has ended. While the way to the
+    /// sandbox is cut it waits there.
+    async fn terminal(&self, socket: &SocketRef, size: Size) -> Result<Arc<Outbox>, Error> {
         let mut terminal = self.terminal.0.lock().await;
         if let Some(open) = terminal.as_ref()
             && !open.output.is_finished()
-            && open.input.send(kind.clone()).await
         {
-            return Ok(());
+            return Ok(open.shell.ticket.input.clone());
         }
         let open = self.open(socket, size).await?;
-        let taken = open.input.send(kind).await;
+        let input = open.shell.ticket.input.clone();
         *terminal = Some(open);
-        if taken { Ok(()) } else { Err(crate::relay::call::broken()) }
+        Ok(input)
     }
 
     pub(super) async fn type_in(&self, socket: &SocketRef, typed: Typed) -> Result<(), Error> {
         let size = Size { cols: COLS_DEFAULT, rows: ROWS_DEFAULT };
-        self.input(socket, process_input::Kind::Data(Bytes::from(typed.data)), size).await
+        self.terminal(socket, size).await?.write(Bytes::from(typed.data)).await
     }
 
     pub(super) async fn resize(&self, socket: &SocketRef, size: Size) -> Result<(), Error> {
         let bounded = |count: u32| count.clamp(1, TERMINAL_MAX);
         let size = Size { cols: bounded(size.cols), rows: bounded(size.rows) };
-        self.input(socket, process_input::Kind::Resize(PtySize { cols: size.cols, rows: size.rows }), size).await
+        let resize = process_input::Kind::Resize(PtySize { cols: size.cols, rows: size.rows });
+        self.terminal(socket, size).await?.push(resize)
     }
 
     /// The client is gone: its terminal waits for it, or ends.
@@ -208,48 +159,28 @@ impl Client {
         }
         let relay = self.parts.relay.clone();
         if self.session.is_empty() {
-            return hang_up(&relay, &open.shell).await;
+            return open.shell.ticket.signal(&relay, SIGHUP).await;
         }
-        let (key, parked, pid) = (self.parked_key(), self.parked.clone(), open.shell.pid);
+        let (key, parked, ticket) = (self.parked_key(), self.parked.clone(), open.shell.ticket.clone());
         let older = parked.0.lock().expect("no holder panics").insert(key.clone(), open.shell);
         if let Some(older) = older {
-            hang_up(&relay, &older).await;
+            older.ticket.signal(&relay, SIGHUP).await;
         }
         tokio::spawn(async move {
             tokio::time::sleep(RECOVERY_WINDOW).await;
-            if let Some(shell) = parked.overdue(&key, pid) {
-                hang_up(&relay, &shell).await;
+            if let Some(shell) = parked.overdue(&key, &ticket) {
+                shell.ticket.signal(&relay, SIGHUP).await;
             }
         });
     }
 }
 
-/// Ends a shell as a terminal that is closed does.
-async fn hang_up(relay: &Arc<Relay>, shell: &Shell) {
-    let process = Some(ProcessRef { by: Some(process_ref::By::Pid(shell.pid)) });
-    let request = SignalProcessRequest { sandbox: shell.route.sandbox.to_string(), process, signal: SIGHUP };
-    if let Err(error) =
-        relay.call(&shell.route, Method::SignalProcess, &Origin::default(), &request, START_TIMEOUT).await
-    {
-        tracing::debug!(%error, "a terminal was not hung up");
-    }
-}
-
 /// Carries output to a client: `terminal:data {data, offset}`, where `offset` is that of the end of `data`.
-async fn carry(mut answers: Answers, socket: SocketRef, sent: Arc<StdMutex<u64>>) {
+async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>) {
     let mut text = Text::default();
     loop {
-        let event = match answers.next::<ProcessEvent>().await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
-            Err(error) => {
-                let told = json!({"code": error.code.as_str(), "message": error.message});
-                deliver(&socket, "error", &told).await;
-                return;
-            }
-        };
-        match event.kind {
-            Some(process_event::Kind::Output(output)) => {
+        match process.next().await {
+            Ok(Event::Output(output)) => {
                 let mut end = output.offset;
                 for part in output.data.chunks(DATA_MAX_BYTES) {
                     end += part.len() as u64;
@@ -264,7 +195,7 @@ async fn carry(mut answers: Answers, socket: SocketRef, sent: Arc<StdMutex<u64>>
                     *sent.lock().expect("no holder panics") = offset;
                 }
             }
-            Some(process_event::Kind::Exited(exited)) => {
+            Ok(Event::Exited(exited)) => {
                 let status = match exited.status {
                     Some(process_exited::Status::Code(code)) => json!({"code": code}),
                     Some(process_exited::Status::Signal(signal)) => json!({"signal": signal}),
@@ -273,7 +204,11 @@ async fn carry(mut answers: Answers, socket: SocketRef, sent: Arc<StdMutex<u64>>
                 deliver(&socket, "terminal:exit", &status).await;
                 return;
             }
-            _ => {}
+            Err(error) => {
+                let told = json!({"code": error.code.as_str(), "message": error.message});
+                deliver(&socket, "error", &told).await;
+                return;
+            }
         }
     }
 }

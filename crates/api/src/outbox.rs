@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use dispense_api::error::{Code, Error};
-use dispense_api::v1;
-use dispense_api::v1::process_input::Kind;
 use tokio::sync::Notify;
+
+use crate::error::{Code, Error};
+use crate::v1;
+use crate::v1::process_input::Kind;
 
 /// Bytes that wait for the process: enough for 100 MB/s over 40 ms of round trip.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -30,8 +31,9 @@ struct State {
     size: Option<v1::PtySize>,
 }
 
+/// Input of one process, over as many connections as it takes.
 #[derive(Default)]
-pub(super) struct Outbox {
+pub struct Outbox {
     state: Mutex<State>,
     /// Something is to be sent, or nothing will be any more.
     more: Notify,
@@ -45,7 +47,7 @@ impl Outbox {
     }
 
     /// Writes bytes; waits while the window is full.
-    pub(super) async fn write(&self, data: Bytes) -> Result<(), Error> {
+    pub async fn write(&self, data: Bytes) -> Result<(), Error> {
         loop {
             let mut room = std::pin::pin!(self.room.notified());
             // From here on a notice counts.
@@ -62,7 +64,7 @@ impl Outbox {
     }
 
     /// Queues something.
-    pub(super) fn push(&self, kind: Kind) -> Result<(), Error> {
+    pub fn push(&self, kind: Kind) -> Result<(), Error> {
         let mut state = self.lock();
         if state.closed {
             return Err(Error::new(Code::Cancelled, "process_ended", "the process takes no more input"));
@@ -81,7 +83,7 @@ impl Outbox {
     }
 
     /// The process was given all bytes before `offset`.
-    pub(super) fn taken(&self, offset: u64) {
+    pub fn taken(&self, offset: u64) {
         let mut state = self.lock();
         state.taken = offset.clamp(state.taken, state.end);
         state.drop_done();
@@ -90,14 +92,14 @@ impl Outbox {
     }
 
     /// The process takes no more.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         self.lock().closed = true;
         self.more.notify_one();
         self.room.notify_waiters();
     }
 
     /// A new connection begins: what is not known to be taken is sent again, after the terminal's size.
-    pub(super) fn begin(&self) -> u64 {
+    pub fn begin(&self) -> u64 {
         let mut state = self.lock();
         state.connection += 1;
         state.sent = 0;
@@ -117,7 +119,7 @@ impl Outbox {
     /// What a connection sends next; `None` when it is not the present one any more.
     ///
     /// CANCEL SAFETY: an item is taken only when it is returned.
-    pub(super) async fn next(&self, connection: u64) -> Option<v1::ProcessInput> {
+    pub async fn next(&self, connection: u64) -> Option<v1::ProcessInput> {
         loop {
             {
                 let mut state = self.lock();
