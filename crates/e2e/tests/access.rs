@@ -239,6 +239,7 @@ async fn only_those_who_may_start_a_sandbox_wake_it() {
     }
     assert_eq!(system.client.get("mine").await.expect("there").state(), v1::SandboxState::Stopped);
     assert_eq!(run(&ann, "mine").await, Ok(()));
-    assert_eq!(system.client.get("mine").await.expect("there").state(), v1::SandboxState::Running);
+    let running = v1::WaitSandboxRequest { sandbox: "mine".into(), ..Default::default() };
+    system.client.wait(running).await.expect("it runs");
     system.stop().await;
 }
