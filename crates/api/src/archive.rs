@@ -11,7 +11,7 @@ mod unpack;
 use std::io;
 use std::path::PathBuf;
 
-pub use chunks::Chunks;
+pub use chunks::{ChunkReader, Chunks};
 pub use pack::{Packer, pack};
 pub use unpack::{Owner, unpack};
 

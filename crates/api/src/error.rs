@@ -163,6 +163,19 @@ impl Error {
         self.details.insert(key.into(), value.into());
         self
     }
+
+    /// Whether the way to a process was cut, which may be reached again later: nothing of the kind is told of one that
+    /// is not there.
+    pub fn cuts_the_way(&self) -> bool {
+        self.code == Code::Unavailable
+            || (self.code == Code::DeadlineExceeded && self.reason == reason::AGENT_UNREACHABLE)
+    }
+
+    /// A process has ended, and its pid is another's.
+    pub fn process_replaced(pid: u32) -> Self {
+        let message = format!("process {pid} has ended and its pid is another's: see `dispense logs`");
+        Self::new(Code::NotFound, reason::PROCESS_UNKNOWN, message)
+    }
 }
 
 impl fmt::Display for Error {
@@ -211,6 +224,8 @@ pub mod reason {
     pub const COMMAND_NOT_FOUND: &str = "command_not_found";
     /// The command is not executable: exit code 126.
     pub const COMMAND_NOT_EXECUTABLE: &str = "command_not_executable";
+    /// No such process.
+    pub const PROCESS_UNKNOWN: &str = "process_unknown";
     /// No such sandbox.
     pub const SANDBOX_UNKNOWN: &str = "sandbox_unknown";
     /// The sandbox is not running.

@@ -6,6 +6,7 @@
 mod s3;
 mod web;
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,7 +58,7 @@ pub enum ContentError {
     Gone,
     /// The stream that is saved is no archive.
     #[error("failed to read the tree: {0}")]
-    Archive(#[source] std::io::Error),
+    Archive(#[source] io::Error),
     /// It cannot be saved to.
     #[error("{0} cannot be saved to: use s3://BUCKET/PREFIX")]
     ReadOnly(String),
@@ -92,10 +93,11 @@ pub async fn fetch(
     }
 }
 
-/// Saves a tree that comes as tar. Objects that were there before and are not in the tree stay.
+/// Saves a tree that comes as tar; what is cut is an error of `chunks`. Objects that were there before and are not in
+/// the tree stay.
 pub async fn save(
     location: &Location,
-    chunks: mpsc::Receiver<Bytes>,
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
     progress: impl FnMut(Moved) + Send + 'static,
 ) -> Result<Moved, ContentError> {
     match location {
@@ -108,24 +110,4 @@ pub async fn save(
 fn choose_crypto() {
     // Somebody else may have chosen the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
-/// Reads chunks from a thread that may wait.
-struct ChunkReader {
-    chunks: mpsc::Receiver<Bytes>,
-    rest: Bytes,
-}
-
-impl std::io::Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.rest.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.rest = chunk,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.rest.len());
-        buffer[..count].copy_from_slice(&self.rest.split_to(count));
-        Ok(count)
-    }
 }

@@ -2,10 +2,11 @@
 //! metadata, and is nobody's who wrote it otherwise.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use dispense_api::archive::ChunkReader;
 use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::buffered::BufWriter;
@@ -16,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::{ATTEMPTS_MAX, CHUNK_BYTES, ChunkReader, ContentError, Moved, RETRY_DELAY, choose_crypto};
+use super::{ATTEMPTS_MAX, CHUNK_BYTES, ContentError, Moved, RETRY_DELAY, choose_crypto};
 
 /// Of a tar stream.
 const BLOCK_BYTES: u64 = 512;
@@ -179,11 +180,11 @@ fn head(name: &str, size: u64, attributes: &Attributes) -> Result<Bytes, Content
 pub(super) async fn save(
     bucket: &str,
     prefix: &str,
-    chunks: mpsc::Receiver<Bytes>,
+    mut chunks: mpsc::Receiver<io::Result<Bytes>>,
     progress: impl FnMut(Moved) + Send + 'static,
 ) -> Result<Moved, ContentError> {
     let saving = Saving { store: Arc::new(open(bucket)?), prefix: prefix.to_owned(), runtime: Handle::current() };
-    let reader = ChunkReader { chunks, rest: Bytes::new() };
+    let reader = ChunkReader::new(move || chunks.blocking_recv().transpose());
     let saved = tokio::task::spawn_blocking(move || saving.all(reader, progress)).await;
     saved.unwrap_or_else(|error| Err(ContentError::Archive(std::io::Error::other(error))))
 }

@@ -5,14 +5,14 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dispense_api::archive::Chunks;
+use dispense_api::archive::{ChunkReader, Chunks};
 use flate2::read::GzDecoder;
 use reqwest::header::{ETAG, IF_RANGE, RANGE};
 use reqwest::{Client, Response, StatusCode};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{ATTEMPTS_MAX, CHUNK_BYTES, ChunkReader, ContentError, Moved, RETRY_DELAY, choose_crypto};
+use super::{ATTEMPTS_MAX, CHUNK_BYTES, ContentError, Moved, RETRY_DELAY, choose_crypto};
 
 /// Chunks between the network and the thread that unpacks.
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -125,8 +125,8 @@ async fn pass_on(
     }
 }
 
-fn unpack(packed: mpsc::Receiver<Bytes>, chunks: &mpsc::Sender<Bytes>) -> Result<(), ContentError> {
-    let mut reader = ChunkReader { chunks: packed, rest: Bytes::new() };
+fn unpack(mut packed: mpsc::Receiver<Bytes>, chunks: &mpsc::Sender<Bytes>) -> Result<(), ContentError> {
+    let mut reader = ChunkReader::new(|| Ok(packed.blocking_recv()));
     let mut magic = [0; GZIP_MAGIC.len()];
     let mut there = 0;
     while there < magic.len() {

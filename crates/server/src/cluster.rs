@@ -18,11 +18,13 @@ use tokio_util::task::TaskTracker;
 use crate::StartError;
 use crate::data_dir::DataDir;
 use crate::door::listener::{self, Listener};
-use crate::store::{self, Database, Lead, Leader, StoreError, StoreMode};
+use crate::store::{self, Candidate, Database, Lead, Leader, StoreError, StoreMode};
 use crate::vault;
 
 /// Between looks at who leads: a leader that was ended is replaced within this time.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// For one look; the next one connects anew.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
 /// For a connection to the leader.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections of one port that are passed on, each of which needs two descriptors.
@@ -54,7 +56,8 @@ pub(crate) async fn lead<L: Listener>(
     data_dir: &DataDir,
 ) -> Result<(Lead, Listeners<L>), StartError> {
     let failed = |error: StoreError| StartError::store(database, &error);
-    let leader = match store::in_place(mode.is_held(), database.lead()).await.map_err(failed)? {
+    let mut candidate = database.candidate();
+    let leader = match store::in_place(mode.is_held(), candidate.lead()).await.map_err(failed)? {
         Ok(lead) => return Ok((lead, listeners)),
         Err(leader) => leader,
     };
@@ -64,7 +67,7 @@ pub(crate) async fn lead<L: Listener>(
     }
     let (told, leader) = watch::channel(leader);
     let passing = Passing::start(listeners, &leader);
-    let lead = wait_to_lead(database, &told).await;
+    let lead = wait_to_lead(candidate, &told).await;
     tracing::info!("this server leads");
     let listeners = passing.stop().await.map_err(|source| StartError::Standby { source })?;
     Ok((lead, listeners))
@@ -84,12 +87,12 @@ fn check_secrets(data_dir: &DataDir, leader: &Leader) -> Result<(), StartError> 
     Err(StartError::Vault(message))
 }
 
-async fn wait_to_lead(database: &Database, told: &watch::Sender<Option<Leader>>) -> Lead {
+async fn wait_to_lead(mut candidate: Candidate, told: &watch::Sender<Option<Leader>>) -> Lead {
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
-        match database.lead().await {
-            Ok(Ok(lead)) => return lead,
-            Ok(Err(leader)) => {
+        match tokio::time::timeout(LOOK_TIMEOUT, candidate.lead()).await {
+            Ok(Ok(Ok(lead))) => return lead,
+            Ok(Ok(Err(leader))) => {
                 told.send_if_modified(|known| {
                     let news = leader.is_some() && *known != leader;
                     if news {
@@ -98,7 +101,8 @@ async fn wait_to_lead(database: &Database, told: &watch::Sender<Option<Leader>>)
                     news
                 });
             }
-            Err(error) => tracing::warn!(%error, "the database does not say who leads"),
+            Ok(Err(error)) => tracing::warn!(%error, "the database does not say who leads"),
+            Err(_) => tracing::warn!(after = ?LOOK_TIMEOUT, "the database does not answer who leads"),
         }
     }
 }

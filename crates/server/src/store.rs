@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use writer::Writer;
 
 pub use database::Database;
-pub(crate) use database::{Lead, Leader};
+pub(crate) use database::{Candidate, Lead, Leader};
 pub(crate) use readers::{AnyQuery, Readers};
 
 /// Connections that read; more gain nothing on a file.
@@ -144,7 +144,7 @@ impl Store {
     /// One in a folder, for a test.
     #[cfg(test)]
     pub(crate) async fn in_folder(folder: &std::path::Path) -> Self {
-        let lead = Database::File(folder.join("server.db")).lead().await.expect("it opens");
+        let lead = Database::File(folder.join("server.db")).candidate().lead().await.expect("it opens");
         let lead = lead.unwrap_or_else(|_| panic!("a file has no other server"));
         Self::open(lead, StoreMode::Free, Arc::default()).await.expect("it opens")
     }

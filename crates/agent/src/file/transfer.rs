@@ -1,11 +1,11 @@
 //! Trees as archives.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
-use bytes::{Buf, Bytes};
-use dispense_api::archive::{self, Chunks};
+use bytes::Bytes;
+use dispense_api::archive::{self, ChunkReader, Chunks};
 use dispense_api::error::{Code, Error};
 use dispense_api::limits;
 use dispense_api::v1::{
@@ -34,36 +34,49 @@ pub(crate) async fn upload<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let path = resolve(agent, &open.path)?;
     let owner = owner(agent, &open.owner)?;
-    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let unpack = blocking(move || {
         fs::create_dir_all(&path).map_err(|error| refusal("make", &path, &error))?;
         let destination = fs::File::open(&path).map_err(|error| refusal("open", &path, &error))?;
-        let reader = ChunkReader { chunks, current: Bytes::new() };
+        let reader = ChunkReader::new(move || chunks.blocking_recv().transpose());
         archive::unpack(reader, &destination, Some(owner), |_| {})
             .map_err(|error| archive_refusal("unpack into", &path, &error))
     });
     let receive = async {
-        // Dropped at the end, which is the end of the archive.
-        let sender = sender;
-        while let Some(message) = requests.next::<UploadArchiveRequest>().await? {
-            let Some(upload_archive_request::Kind::Data(data)) = message.kind else {
-                return Err(Error::new(
-                    Code::InvalidArgument,
-                    "archive_invalid",
-                    "a message after the first must have `data`",
-                ));
-            };
-            // The other side ends early only by an error, which it tells.
-            if sender.send(data).await.is_err() {
-                break;
-            }
+        let received = receive(requests, &sender).await;
+        if received.is_err() {
+            // What was cut must not look like the end. The unpacking may have ended first.
+            let _ = sender.send(Err(io::ErrorKind::ConnectionReset.into())).await;
         }
-        Ok(())
+        // Its end is the end of the archive.
+        drop(sender);
+        received
     };
     let (unpacked, received) = tokio::join!(unpack, receive);
     received?;
     let summary = unpacked?;
     responses.send(&ArchiveSummary { files: summary.entries, bytes: summary.bytes }).await.map_err(gone)
+}
+
+/// Passes an archive on, to its end.
+async fn receive<S: AsyncRead + AsyncWrite + Unpin>(
+    requests: &mut Requests<S>,
+    chunks: &mpsc::Sender<io::Result<Bytes>>,
+) -> Result<(), Error> {
+    while let Some(message) = requests.next::<UploadArchiveRequest>().await? {
+        let Some(upload_archive_request::Kind::Data(data)) = message.kind else {
+            return Err(Error::new(
+                Code::InvalidArgument,
+                "archive_invalid",
+                "a message after the first must have `data`",
+            ));
+        };
+        // The other side ends early only by an error, which it tells.
+        if chunks.send(Ok(data)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
@@ -102,24 +115,4 @@ pub(crate) async fn download<S: AsyncRead + AsyncWrite + Unpin>(
     };
     let (packed, sent) = tokio::join!(pack, send);
     sent.and(packed.map(drop))
-}
-
-/// Reads what comes through a channel; its end is the end of the stream.
-struct ChunkReader {
-    chunks: mpsc::Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..count]);
-        Ok(count)
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use dispense_api::error::{Code, Error};
+use dispense_api::error::{Code, Error, reason};
 use dispense_api::v1::{self, process_ref};
 use tokio::io::Interest;
 use tokio::sync::{Mutex, oneshot, watch};
@@ -222,7 +222,7 @@ impl Processes {
         let missing = || {
             Error::new(
                 Code::NotFound,
-                "process_unknown",
+                reason::PROCESS_UNKNOWN,
                 format!("{named} does not exist: list the processes of the sandbox"),
             )
         };

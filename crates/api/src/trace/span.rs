@@ -66,6 +66,11 @@ impl Span {
         builder.start_with_context(tracer, &context(Some(parent))).end_with_timestamp(now);
     }
 
+    /// Whether anybody collects it.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded.is_some()
+    }
+
     /// What others belong to it by; without a collector, to its caller; empty where there is none.
     pub fn traceparent(&self) -> String {
         match &self.recorded {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dispense_api::agent::{AgentHello, Call, Report, ShutdownResponse, Status, WatchResponse, watch_response};
-use dispense_api::error::{Code, Error};
+use dispense_api::error::{Code, Error, reason};
 use dispense_api::frame::{self, Decoder, Frame};
 use dispense_api::id::SandboxId;
 use dispense_api::limits;
@@ -112,7 +112,7 @@ async fn answer(peer: &mut Peer, machine: &FakeMachine, sandbox: &SandboxId, met
                     count(peer, &process, open.stdout_offset).await
                 }
                 _ => {
-                    let error = Error::new(Code::NotFound, "process_unknown", "there is no such process");
+                    let error = Error::new(Code::NotFound, reason::PROCESS_UNKNOWN, "there is no such process");
                     peer.finish(Err(error)).await;
                     Some(())
                 }

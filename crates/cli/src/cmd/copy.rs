@@ -4,11 +4,11 @@
 //! becomes; a source that ends in `/.` means what is in the directory.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::{Buf, Bytes};
-use dispense_api::archive::{self, Chunks, Summary};
+use bytes::Bytes;
+use dispense_api::archive::{self, ChunkReader, Chunks, Summary};
 use dispense_api::source::SourceError;
 use dispense_client::{Client, Code, Error, v1};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -147,10 +147,10 @@ async fn download(client: &Client, sandbox: &str, from: &str, to: &Path, progres
     };
     let mut stream = client.download_archive(sandbox, from, &name).await?;
     let folder = File::open(&into).map_err(|error| local(format_args!("open {}", into.display()), &error))?;
-    let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let bar = progress.clone();
     let unpack = tokio::task::spawn_blocking(move || {
-        let reader = ChunkReader { chunks, current: Bytes::new() };
+        let reader = ChunkReader::new(move || chunks.blocking_recv().transpose());
         // The other side may be hostile: nothing leaves the destination, whatever the archive says.
         archive::unpack(reader, &folder, None, |summary| bar.tell(summary))
     });
@@ -176,26 +176,6 @@ async fn download(client: &Client, sandbox: &str, from: &str, to: &Path, progres
 
 fn means_contents(path: &str) -> bool {
     path == "." || path.ends_with("/.")
-}
-
-/// Reads what comes through a channel.
-struct ChunkReader {
-    chunks: mpsc::Receiver<io::Result<Bytes>>,
-    current: Bytes,
-}
-
-impl Read for ChunkReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() {
-            match self.chunks.blocking_recv() {
-                Some(chunk) => self.current = chunk?,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.current.len());
-        self.current.copy_to_slice(&mut buffer[..count]);
-        Ok(count)
-    }
 }
 
 /// How far it is; silent when stderr is no terminal.

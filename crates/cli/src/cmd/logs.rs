@@ -3,6 +3,7 @@
 
 use std::io::{self, Write};
 
+use dispense_api::error::reason;
 use dispense_client::v1::process_event::Kind;
 use dispense_client::{Client, Code, Error, v1};
 
@@ -94,7 +95,7 @@ async fn kept(global: &Global, client: &Client, args: &LogsArgs, why: Option<Err
             );
             return Err(why
                 .filter(|error| error.code == Code::Unavailable)
-                .unwrap_or_else(|| Error::new(Code::NotFound, "process_unknown", message)));
+                .unwrap_or_else(|| Error::new(Code::NotFound, reason::PROCESS_UNKNOWN, message)));
         }
         // Nothing ever ran in it: what is there to tell is how its jobs went.
         (None, None) => jobs(global, &logs.jobs),

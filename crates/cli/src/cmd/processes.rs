@@ -1,5 +1,6 @@
 //! `dispense ps`, and how processes are named by other commands.
 
+use dispense_api::error::reason;
 use dispense_client::{Client, Code, Error, v1};
 use serde::Serialize;
 
@@ -103,6 +104,6 @@ pub(super) async fn find(client: &Client, sandbox: &str, wanted: Option<&str>) -
     found.ok_or_else(|| {
         let which = wanted.map_or_else(|| "no process that runs".to_owned(), |text| format!("no process `{text}`"));
         let message = format!("sandbox `{sandbox}` has {which}: see `dispense ps --all {sandbox}`");
-        Error::new(Code::NotFound, "process_unknown", message)
+        Error::new(Code::NotFound, reason::PROCESS_UNKNOWN, message)
     })
 }

@@ -1,8 +1,11 @@
 //! `dispense save`: a sandbox's files to object storage, with the credentials of whoever saves.
 
+use std::io;
+
+use bytes::Bytes;
 use dispense_api::archive::Summary;
 use dispense_api::location::Location;
-use dispense_client::Error;
+use dispense_client::{Download, Error, v1};
 use tokio::sync::mpsc;
 
 use super::copy::Progress;
@@ -26,18 +29,31 @@ pub(super) async fn save(global: &Global, args: SaveArgs) -> Result<u8, Error> {
     let (sender, chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let saved = dispense_content::save(&location, chunks, move |moved| bar.tell(summary(moved)));
     let sent = async {
-        while let Some(chunk) = tree.next().await? {
-            if sender.send(chunk).await.is_err() {
-                // The storage says why.
-                break;
-            }
+        let sent = pass_on(&mut tree, &sender).await;
+        if sent.is_err() {
+            // What was cut must not look like the end. The saving may have ended first.
+            let _ = sender.send(Err(io::ErrorKind::ConnectionReset.into())).await;
         }
         drop(sender);
-        Ok::<(), Error>(())
+        sent
     };
     let (saved, sent) = tokio::join!(saved, sent);
-    // What was cut is not the whole tree, whatever was saved of it.
+    // Why it was cut says more than what could not be saved then.
     sent?;
     progress.done(summary(saved.map_err(|error| local(format_args!("save to {location}"), &error))?));
     Ok(0)
+}
+
+/// Passes an archive on, to its end.
+async fn pass_on(
+    tree: &mut Download<v1::DownloadArchiveResponse>,
+    chunks: &mpsc::Sender<io::Result<Bytes>>,
+) -> Result<(), Error> {
+    while let Some(chunk) = tree.next().await? {
+        if chunks.send(Ok(chunk)).await.is_err() {
+            // The storage says why.
+            break;
+        }
+    }
+    Ok(())
 }

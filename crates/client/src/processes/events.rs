@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispense_api::error::{Code, Error, reason};
+use dispense_api::error::{Code, Error};
 use dispense_api::v1;
 use dispense_api::v1::{attach_process_request, process_event::Kind, run_process_request};
 use tokio::time::Instant;
@@ -86,7 +86,7 @@ impl Events {
                 Ok(None) => {
                     self.lose(Error::new(Code::Unavailable, "cut", "the stream ended before the process did"));
                 }
-                Err(error) if is_passing(&error) => self.lose(error),
+                Err(error) if error.cuts_the_way() => self.lose(error),
                 Err(error) => {
                     self.end();
                     return Err(error);
@@ -118,10 +118,9 @@ impl Events {
                 None => self.started(process.clone()),
                 Some(first) if first.started_at == process.started_at => return Ok(None),
                 Some(first) => {
-                    let message =
-                        format!("process {} has ended and its pid is another's: see `dispense logs`", first.pid);
+                    let error = Error::process_replaced(first.pid);
                     self.end();
-                    return Err(Error::new(Code::NotFound, "process_unknown", message));
+                    return Err(error);
                 }
             },
             Some(Kind::Output(output)) => self.advance(output.stream(), output.offset + output.data.len() as u64),
@@ -182,7 +181,7 @@ impl Events {
         };
         match attempt {
             Ok(stream) => self.stream = Some(stream),
-            Err(error) if is_passing(&error) => self.lose(error),
+            Err(error) if error.cuts_the_way() => self.lose(error),
             Err(error) => {
                 self.end();
                 return Err(error);
@@ -243,10 +242,4 @@ fn messages<M: Send + 'static>(
         };
         Some((message, (None, outbox, input)))
     })
-}
-
-/// Whether the process may be reached again later: nothing of the kind is told of one that is not there.
-fn is_passing(error: &Error) -> bool {
-    error.code == Code::Unavailable
-        || (error.code == Code::DeadlineExceeded && error.reason == reason::AGENT_UNREACHABLE)
 }

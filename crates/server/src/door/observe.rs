@@ -121,13 +121,15 @@ impl Drop for Observation {
         let (duration, code) = (self.begun.elapsed(), self.code.unwrap_or(Code::Cancelled.as_str()));
         self.metrics.ended(&self.request, code, duration);
         let request_id = self.request_id.to_str().unwrap_or_default();
-        self.span.rename(&self.request.method);
-        self.span.set("dispense.door", self.request.door);
-        self.span.set("dispense.code", code);
-        self.span.set("dispense.account", self.account.clone());
-        self.span.set("dispense.request_id", request_id.to_owned());
-        if code != OK {
-            self.span.fail(code);
+        if self.span.is_recorded() {
+            self.span.rename(&self.request.method);
+            self.span.set("dispense.door", self.request.door);
+            self.span.set("dispense.code", code);
+            self.span.set("dispense.account", self.account.clone());
+            self.span.set("dispense.request_id", request_id.to_owned());
+            if code != OK {
+                self.span.fail(code);
+            }
         }
         tracing::info!(
             target: "dispense_server::access",

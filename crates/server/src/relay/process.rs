@@ -4,15 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dispense_api::error::{Code, Error, reason};
+use dispense_api::error::Error;
 use dispense_api::method::Method;
 use dispense_api::outbox::Outbox;
 use dispense_api::v1::{
-    AttachProcess, AttachProcessRequest, OutputStream, ProcessEvent, ProcessExited, ProcessInput, ProcessOutput,
-    ProcessRef, RunProcessRequest, SignalProcessRequest, StartProcess, attach_process_request, process_event,
-    process_ref, run_process_request,
+    AttachProcess, AttachProcessRequest, OutputStream, Process as Started, ProcessEvent, ProcessExited, ProcessInput,
+    ProcessOutput, ProcessRef, RunProcessRequest, SignalProcessRequest, StartProcess, attach_process_request,
+    process_event, process_ref, run_process_request,
 };
 use prost::Message;
+use prost_types::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -33,6 +34,8 @@ const DELAY_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Ticket {
     pub(crate) route: Route,
     pid: u32,
+    /// Tells it from a later process with its pid.
+    started_at: Option<Timestamp>,
     /// Names the input, so that none is given twice.
     writer: String,
     /// What it is given.
@@ -111,7 +114,6 @@ impl Drop for Link {
 struct Lost {
     since: Instant,
     delay: Duration,
-    error: Error,
 }
 
 impl Ticket {
@@ -123,7 +125,7 @@ impl Ticket {
         let told = async {
             let call = relay.call(&self.route, Method::SignalProcess, &origin, &request, CALL_TIMEOUT);
             let (_requests, mut answers) = call.await?;
-            answers.next::<dispense_api::v1::Process>().await
+            answers.next::<Started>().await
         };
         if let Err(error) = told.await {
             tracing::debug!(%error, "a signal was not sent");
@@ -145,8 +147,8 @@ impl Process {
         let origin = Origin::default();
         let call = relay.call(&route, Method::RunProcess, &origin, &first, CALL_TIMEOUT);
         let (requests, mut answers) = call.await?;
-        let pid = started(&mut answers).await?;
-        let ticket = Ticket { route, pid, writer, input: Arc::default() };
+        let Started { pid, started_at, .. } = started(&mut answers).await?;
+        let ticket = Ticket { route, pid, started_at, writer, input: Arc::default() };
         let link = Link::new(answers, requests, ticket.input.clone(), |input| RunProcessRequest {
             sandbox: String::new(),
             kind: Some(run_process_request::Kind::Input(input)),
@@ -168,7 +170,7 @@ impl Process {
     }
 
     async fn attach(&self) -> Result<Link, Error> {
-        let Ticket { route, pid, writer, input } = &self.ticket;
+        let Ticket { route, pid, started_at, writer, input } = &self.ticket;
         let open = AttachProcess {
             process: Some(ProcessRef { by: Some(process_ref::By::Pid(*pid)) }),
             stdout_offset: self.offsets.stdout,
@@ -183,7 +185,9 @@ impl Process {
         let origin = Origin::default();
         let call = self.relay.call(route, Method::AttachProcess, &origin, &first, CALL_TIMEOUT);
         let (requests, mut answers) = call.await?;
-        started(&mut answers).await?;
+        if started(&mut answers).await?.started_at != *started_at {
+            return Err(Error::process_replaced(*pid));
+        }
         Ok(Link::new(answers, requests, input.clone(), |input| AttachProcessRequest {
             sandbox: String::new(),
             kind: Some(attach_process_request::Kind::Input(input)),
@@ -202,9 +206,9 @@ impl Process {
             let event = match link.answers.next::<ProcessEvent>().await {
                 Ok(Some(event)) => event,
                 Ok(None) => return Err(broken()),
-                Err(error) if is_passing(&error) => {
+                Err(error) if error.cuts_the_way() => {
                     self.link = None;
-                    self.lost = Some(Lost { since: Instant::now(), delay: DELAY_MIN, error });
+                    self.lost = Some(Lost { since: Instant::now(), delay: DELAY_MIN });
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -241,29 +245,18 @@ impl Process {
                 tracing::debug!(sandbox = %self.ticket.route.sandbox, away = ?since.elapsed(), "process is joined again");
                 (self.link, self.lost) = (Some(link), None);
             }
-            Err(error) if !is_passing(&error) => return Err(error),
-            Err(error) if since.elapsed() >= RESUME_FOR => return Err(error),
-            Err(error) => {
-                if let Some(lost) = &mut self.lost {
-                    lost.error = error;
-                }
-            }
+            Err(error) if !error.cuts_the_way() || since.elapsed() >= RESUME_FOR => return Err(error),
+            Err(error) => tracing::debug!(%error, "process is not joined yet"),
         }
         Ok(())
     }
 }
 
-async fn started(answers: &mut Answers) -> Result<u32, Error> {
+async fn started(answers: &mut Answers) -> Result<Started, Error> {
     while let Some(event) = answers.next::<ProcessEvent>().await? {
         if let Some(process_event::Kind::Started(process)) = event.kind {
-            return Ok(process.pid);
+            return Ok(process);
         }
     }
     Err(broken())
-}
-
-/// Whether the process may be reached again later: nothing of the kind is told of one that is not there.
-fn is_passing(error: &Error) -> bool {
-    error.code == Code::Unavailable
-        || (error.code == Code::DeadlineExceeded && error.reason == reason::AGENT_UNREACHABLE)
 }

@@ -77,13 +77,9 @@ impl Database {
         Ok(connection)
     }
 
-    /// Connects, and makes this server the one that writes, or tells which one does.
-    pub(crate) async fn lead(&self) -> Result<Result<Lead, Option<Leader>>, StoreError> {
-        let mut connection = self.connect().await?;
-        if self.take(&mut connection).await? {
-            return Ok(Ok(Lead { database: self.clone(), connection, id: random(""), lost: CancellationToken::new() }));
-        }
-        Ok(Err(leader(&mut connection).await))
+    /// One that would write.
+    pub(crate) fn candidate(&self) -> Candidate {
+        Candidate { database: self.clone(), connection: None }
     }
 
     /// Whether the session may write from now on.
@@ -101,6 +97,31 @@ impl Database {
             }
         }
         Ok(held)
+    }
+}
+
+/// A server that would write, with its connection between two attempts.
+pub(crate) struct Candidate {
+    database: Database,
+    connection: Option<AnyConnection>,
+}
+
+impl Candidate {
+    /// Makes this server the one that writes, or tells which one does.
+    ///
+    /// CANCEL SAFETY: the next attempt connects anew.
+    pub(crate) async fn lead(&mut self) -> Result<Result<Lead, Option<Leader>>, StoreError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.database.connect().await?,
+        };
+        if self.database.take(&mut connection).await? {
+            let (database, id, lost) = (self.database.clone(), random(""), CancellationToken::new());
+            return Ok(Ok(Lead { database, connection, id, lost }));
+        }
+        let leader = leader(&mut connection).await;
+        self.connection = Some(connection);
+        Ok(Err(leader))
     }
 }
 
