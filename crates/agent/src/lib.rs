@@ -119,6 +119,7 @@ async fn end_processes(agent: &Arc<Agent>) {
         tokio::time::sleep(SHUTDOWN_POLL).await;
     }
     // The kernel kills what is left when the first process ends.
+    agent.processes.write_down(others().is_empty()).await;
 }
 
 /// Every process but this one.

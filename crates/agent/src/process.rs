@@ -8,6 +8,7 @@ mod input;
 mod journal;
 mod output;
 mod spawn;
+mod spool;
 mod table;
 
 use std::sync::atomic::AtomicBool;
@@ -35,7 +36,8 @@ pub(crate) struct Process {
     args: Vec<String>,
     cwd: String,
     user: String,
-    started_at: SystemTime,
+    pty: bool,
+    pub(crate) started_at: SystemTime,
     started: Instant,
     /// The terminal's controlling side, also for resizing.
     terminal: Option<Arc<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>>,
@@ -68,6 +70,38 @@ impl Stream {
 }
 
 impl Process {
+    /// One of an agent before this one, which has ended with it if not before.
+    fn of_log(log: v1::ProcessLog, activity: Arc<Activity>) -> Option<Self> {
+        let process = log.process?;
+        let kinds: &[_] =
+            if process.pty { &[OutputStream::Pty] } else { &[OutputStream::Stdout, OutputStream::Stderr] };
+        let stream = |kind: &OutputStream| {
+            let tail = log.tails.iter().find(|tail| tail.stream() == *kind);
+            let journal = tail.map(|tail| Journal::holding(tail.offset, tail.data.clone())).unwrap_or_default();
+            Stream { kind: *kind, journal: Mutex::new(journal.finished()) }
+        };
+        let killed = process_exited::Status::Signal(libc::SIGKILL.unsigned_abs());
+        let exited = process.exited.unwrap_or(v1::ProcessExited { status: Some(killed), ..Default::default() });
+        Some(Self {
+            pid: i32::try_from(process.pid).ok()?,
+            name: process.name,
+            key: String::new(),
+            args: process.args,
+            cwd: process.cwd,
+            user: process.user,
+            pty: process.pty,
+            started_at: process.started_at.and_then(|at| at.try_into().ok())?,
+            started: Instant::now(),
+            terminal: None,
+            streams: kinds.iter().map(stream).collect(),
+            exit: Mutex::new(Some(exited)),
+            over: CancellationToken::new(),
+            activity,
+            told: AtomicBool::new(true),
+            version: watch::channel(0).0,
+        })
+    }
+
     fn changed(&self) {
         self.version.send_modify(|version| *version += 1);
     }
@@ -91,7 +125,7 @@ impl Process {
             args: self.args.clone(),
             cwd: self.cwd.clone(),
             user: self.user.clone(),
-            pty: self.terminal.is_some(),
+            pty: self.pty,
             started_at: Some(self.started_at.into()),
             exited: self.exit(),
             stdout_bytes: bytes(OutputStream::Stdout),
@@ -110,7 +144,7 @@ impl Process {
     }
 
     /// Bytes that its journals keep.
-    fn kept_bytes(&self) -> usize {
+    pub(crate) fn kept_bytes(&self) -> usize {
         self.streams.iter().map(|stream| stream.journal().kept_bytes()).sum()
     }
 

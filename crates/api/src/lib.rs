@@ -17,6 +17,7 @@ pub mod method;
 pub mod name;
 #[cfg(feature = "grpc")]
 pub mod outbox;
+mod process;
 #[cfg(feature = "source")]
 pub mod source;
 #[cfg(feature = "grpc")]

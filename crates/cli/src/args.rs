@@ -328,7 +328,7 @@ pub(crate) struct AttachArgs {
     pub(crate) no_stdin: bool,
     /// Id or name
     pub(crate) sandbox: String,
-    /// Pid or name of the process [default: the one that started last]
+    /// Pid or name of the process, or PID@START of several with one pid [default: the one that started last]
     pub(crate) process: Option<String>,
 }
 
@@ -342,7 +342,7 @@ pub(crate) struct LogsArgs {
     pub(crate) from: u64,
     /// Id or name
     pub(crate) sandbox: String,
-    /// Pid or name of the process [default: the one that started last]
+    /// Pid or name of the process, or PID@START of several with one pid [default: the one that started last]
     pub(crate) process: Option<String>,
 }
 

@@ -5,7 +5,7 @@
 //! ```
 
 use bytes::Bytes;
-use dispense_client::v1::{AttachProcess, ProcessRef, StartProcess, process_event::Kind, process_ref::By};
+use dispense_client::v1::{AttachProcess, ProcessRef, StartProcess, process_event::Kind};
 use dispense_client::{Client, Error};
 
 #[tokio::main]
@@ -16,7 +16,7 @@ async fn main() -> Result<(), Error> {
     let start = StartProcess { args: ["sh", "-c", script].map(Into::into).into(), stdin: true, ..Default::default() };
     let started = client.start_process(&sandbox, start).await?;
     println!("process {} runs", started.pid);
-    let process = Some(ProcessRef { by: Some(By::Pid(started.pid)) });
+    let process = Some(ProcessRef::from(&started));
     let mut attached = client.attach(&sandbox, AttachProcess { process, ..Default::default() }).await?;
     attached.input.write(Bytes::from_static(b"hello\n")).await?;
     attached.input.close().await?;

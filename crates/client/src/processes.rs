@@ -81,13 +81,22 @@ impl Client {
 
     /// Sends a signal to the process group of a pid.
     pub async fn signal(&self, sandbox: &str, pid: u32, signal: u32) -> Result<v1::Process, Error> {
-        let request = v1::SignalProcessRequest { sandbox: sandbox.to_owned(), process: by_pid(pid), signal };
+        let request = v1::SignalProcessRequest {
+            sandbox: sandbox.to_owned(),
+            process: Some(v1::ProcessRef::by_pid(pid)),
+            signal,
+        };
         self.processes().signal_process(request).await.map(tonic::Response::into_inner).map_err(error::of)
     }
 
     /// Changes the size of the terminal of a pid.
     pub async fn resize(&self, sandbox: &str, pid: u32, cols: u32, rows: u32) -> Result<v1::Process, Error> {
-        let request = v1::ResizeProcessRequest { sandbox: sandbox.to_owned(), process: by_pid(pid), cols, rows };
+        let request = v1::ResizeProcessRequest {
+            sandbox: sandbox.to_owned(),
+            process: Some(v1::ProcessRef::by_pid(pid)),
+            cols,
+            rows,
+        };
         idempotent(|| async { self.processes().resize_process(request.clone()).await }).await
     }
 
@@ -104,8 +113,4 @@ impl Client {
         let request = v1::GetLogsRequest { sandbox: sandbox.to_owned() };
         idempotent(|| async { self.logs_client().get_logs(request.clone()).await }).await
     }
-}
-
-fn by_pid(pid: u32) -> Option<v1::ProcessRef> {
-    Some(v1::ProcessRef { by: Some(v1::process_ref::By::Pid(pid)) })
 }

@@ -1,7 +1,9 @@
 //! A server and a runner as two processes, as on two machines: the runner connects out, joins by token once, and
 //! is known by its own credential afterwards. A client elsewhere has an address and a key.
 
-use dispense_e2e::{Mode, Pair};
+use std::time::{Duration, Instant};
+
+use dispense_e2e::{Mode, Pair, wait};
 
 #[test]
 fn a_joined_runner_serves_a_client_elsewhere_and_comes_back_with_its_sandboxes() {
@@ -48,5 +50,25 @@ fn a_cordoned_runner_takes_nothing_new_and_a_drained_one_stops_what_it_has() {
     // It was not the user who stopped it: it starts when it is used.
     assert_eq!(pair.ok(&["exec", "old", "--", "cat", "/workspace/file"]), "kept\n");
     assert_eq!(pair.ok(&["exec", "new", "--", "echo", "placed"]), "placed\n");
+    pair.finish();
+}
+
+#[test]
+fn a_sandbox_that_nobody_uses_is_stopped_and_is_there_again_when_it_is_used() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let pair = Pair::start(mode);
+    let begun = Instant::now();
+    for name in ["idle", "busy"] {
+        pair.ok(&["create", "--name", name, "--auto-stop", "1m"]);
+    }
+    pair.ok(&["exec", "idle", "--", "sh", "-c", "echo kept > /workspace/file"]);
+    // Nobody is there, but it works.
+    pair.ok(&["exec", "--detach", "busy", "--", "sh", "-c", "while :; do echo; sleep 1; done"]);
+    let state = || pair.ok(&["get", "idle"]);
+    wait::until("it is stopped", Duration::from_secs(180), state, |text| text.contains("stopped"));
+    assert!(begun.elapsed() >= Duration::from_secs(60), "after {:?}", begun.elapsed());
+    let busy = pair.ok(&["get", "busy"]);
+    assert!(busy.contains("running"), "{busy}");
+    assert_eq!(pair.ok(&["exec", "idle", "--", "cat", "/workspace/file"]), "kept\n");
     pair.finish();
 }

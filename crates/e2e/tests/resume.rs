@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use dispense_e2e::{Mode, Pair, host, wait};
 
+const SOON: Duration = Duration::from_secs(30);
+
 /// Which hop is cut.
 #[derive(Debug, Clone, Copy)]
 enum Hop {
@@ -149,6 +151,47 @@ fn what_a_process_wrote_is_readable_while_it_runs_after_its_end_and_after_that_o
         let (code, _, err) = pair.dispense(&["logs", "box", "nothing"]);
         assert_eq!(code, Some(1), "{err}");
         assert!(err.contains("no process `nothing`"), "{err}");
+        pair.finish();
+    }
+}
+
+#[test]
+fn what_processes_wrote_is_whole_again_when_their_sandbox_is_started_again_however_it_ended() {
+    for mode in Mode::available() {
+        let pair = Pair::start(mode);
+        pair.ok(&["create", "--name", "box"]);
+        pair.ok(&["exec", "--detach", "--name", "big", "box", "--", "seq", "1", "200000"]);
+        pair.ok(&["exec", "--detach", "--name", "late", "box", "--", "sh", "-c", "echo late; sleep 1000"]);
+        let wrote = |name: &'static str| pair.dispense(&["logs", "box", name]);
+        wait::until("it has written", SOON, || wrote("big"), |(_, text, _)| text.ends_with("200000\n"));
+        wait::until("it has written", SOON, || wrote("late"), |(_, text, _)| text == "late\n");
+        pair.ok(&["stop", "box"]);
+        let (_, tail, told) = wrote("big");
+        assert!(tail.ends_with("\n200000\n") && tail.len() < 100_000, "{} bytes", tail.len());
+        assert!(told.contains("are on the sandbox's disk: `dispense start box`"), "{told}");
+        pair.ok(&["start", "box"]);
+        assert_eq!(wrote("big").1, lines(1..=200_000));
+        let ps = pair.ok(&["--output", "json", "ps", "--all", "box"]);
+        let ps: serde_json::Value = serde_json::from_str(&ps).expect("JSON");
+        let processes = ps["processes"].as_array().expect("a list");
+        let of = |name: &str| processes.iter().find(|process| process["name"] == name).expect("it is there").clone();
+        assert_eq!(of("big")["exitCode"], 0);
+        assert!(of("late")["signal"].is_number(), "{}", of("late"));
+        // The kernel counts from the beginning: soon another process has the pid.
+        let pid = of("late")["pid"].as_u64().expect("a number");
+        for _ in 0..=pid {
+            pair.ok(&["exec", "box", "--", "echo", "another"]);
+        }
+        assert_eq!(pair.ok(&["logs", "box", &pid.to_string()]), "another\n");
+        let exact = format!("{pid}@{}", of("late")["startedAt"].as_str().expect("text"));
+        assert_eq!(pair.ok(&["logs", "box", &exact]), "late\n");
+        // Nobody was told of the end of this agent.
+        host::kill(host::agents_below(&pair.runner_host().data_dir())[0]);
+        let state = || pair.ok(&["get", "box"]);
+        wait::until("it has failed", SOON, state, |text| text.contains("failed"));
+        pair.ok(&["start", "box"]);
+        assert_eq!(wrote("big").1, lines(1..=200_000));
+        assert_eq!(pair.ok(&["logs", "box", &exact]), "late\n");
         pair.finish();
     }
 }

@@ -43,6 +43,14 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
+    /// One that holds `data`, which begins at this offset.
+    pub(crate) fn holding(start: u64, data: Bytes) -> Self {
+        let end = start.saturating_add(data.len() as u64);
+        let start = end - data.len() as u64;
+        let chunks = if data.is_empty() { VecDeque::new() } else { VecDeque::from([(start, data)]) };
+        Self { start, chunks, end, ..Self::default() }
+    }
+
     /// Appends what the process wrote and leaves `data` empty: small reads are copied, so that its room is used
     /// again, large ones are taken as they are.
     pub(crate) fn push(&mut self, data: &mut Vec<u8>) {
@@ -107,6 +115,12 @@ impl Journal {
         data.advance((offset - start) as usize);
         data.truncate(max);
         Piece::Data(data)
+    }
+
+    /// The same, without more to come.
+    pub(crate) fn finished(mut self) -> Self {
+        self.ended = true;
+        self
     }
 
     /// No more bytes will come.

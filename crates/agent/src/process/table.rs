@@ -1,8 +1,9 @@
 //! The table of processes that were started through the agent.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use dispense_api::error::{Code, Error, reason};
@@ -14,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::input::{Input, Target};
 use super::spawn::{Plan, Started};
+use super::spool::{self, Spool};
 use super::{Process, Stream, output};
 use crate::activity::Activity;
 use crate::config::Config;
@@ -38,7 +40,14 @@ const TIMEOUT_GRACE: Duration = Duration::from_secs(2);
 /// before the end is told; it costs nothing when the output closes with the process.
 const LINGER: Duration = Duration::from_millis(200);
 
-#[derive(Debug)]
+/// What is written to the disk at once; more is written by a thread that may wait.
+const AT_ONCE_MAX_BYTES: usize = 256 << 10;
+/// Of one process: each may take its part of what is kept.
+const STREAMS_MAX: usize = 3;
+/// When the sandbox ends, those that have ended before are followed to their ends within this time.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone)]
 struct Entry {
     process: Arc<Process>,
     input: Arc<Mutex<Input>>,
@@ -47,34 +56,40 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Table {
     /// By pid. A pid is used again only after its process was reaped.
-    entries: BTreeMap<i32, Entry>,
-    /// Finished processes, oldest first, with the bytes that each keeps.
-    finished: VecDeque<(i32, usize)>,
+    live: BTreeMap<i32, Entry>,
+    /// In the order of their ends, with the bytes that each keeps.
+    finished: VecDeque<(Entry, usize)>,
     finished_bytes: usize,
-    /// Pids by the key of their start.
-    by_key: HashMap<String, i32>,
+    /// By the key of their start.
+    by_key: HashMap<String, Entry>,
 }
 
 impl Table {
     /// A process has ended; the oldest that did are forgotten when they are too many.
-    fn finish(&mut self, pid: i32, bytes: usize, max_bytes: usize) {
-        self.finished.push_back((pid, bytes));
+    fn finish(&mut self, entry: Entry, max_bytes: usize) {
+        let Entry { process, .. } = &entry;
+        if self.live.get(&process.pid).is_some_and(|live| Arc::ptr_eq(&live.process, process)) {
+            self.live.remove(&process.pid);
+        }
+        let bytes = process.kept_bytes();
         self.finished_bytes += bytes;
+        self.finished.push_back((entry, bytes));
         while self.finished.len() > FINISHED_MAX || (self.finished_bytes > max_bytes && self.finished.len() > 1) {
-            let Some((oldest, _)) = self.finished.front().copied() else { return };
-            self.forget(oldest);
+            let Some((oldest, bytes)) = self.finished.pop_front() else { return };
+            self.finished_bytes -= bytes;
+            self.by_key.remove(&oldest.process.key);
         }
     }
 
-    /// Removes a finished process.
-    fn forget(&mut self, pid: i32) {
-        let Some(index) = self.finished.iter().position(|(finished, _)| *finished == pid) else { return };
-        if let Some((_, bytes)) = self.finished.remove(index) {
-            self.finished_bytes -= bytes;
-        }
-        if let Some(entry) = self.entries.remove(&pid) {
-            self.by_key.remove(&entry.process.key);
-        }
+    /// All; those that have ended first.
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.finished.iter().map(|(entry, _)| entry).chain(self.live.values())
+    }
+
+    /// The live one, or the one that started last.
+    fn newest(&self, is: impl Fn(&Process) -> bool) -> Option<&Entry> {
+        let found = self.all().filter(|entry| is(&entry.process));
+        found.max_by_key(|entry| (entry.process.exit().is_none(), entry.process.started_at))
     }
 }
 
@@ -82,17 +97,69 @@ impl Table {
 #[derive(Debug)]
 pub(crate) struct Processes {
     config: Arc<Config>,
-    table: Arc<StdMutex<Table>>,
     tasks: TaskTracker,
     activity: Arc<Activity>,
+    kept: Arc<Kept>,
+}
+
+/// What the end of a process changes.
+#[derive(Debug)]
+struct Kept {
+    table: StdMutex<Table>,
     /// Counts ends.
     ends: watch::Sender<u64>,
+    /// Of a sandbox; elsewhere the disk is somebody else's.
+    spool: Option<Spool>,
+}
+
+impl Kept {
+    fn new(activity: &Arc<Activity>) -> Arc<Self> {
+        let spool = (std::process::id() == 1).then(|| Spool::new(Path::new(spool::FOLDER), finished_max_bytes()));
+        let mut table = Table::default();
+        for log in spool.iter().flat_map(Spool::read) {
+            let Some(process) = Process::of_log(log, activity.clone()) else { continue };
+            let entry = Entry { process: Arc::new(process), input: Arc::new(Mutex::new(Input::new(Target::Closed))) };
+            table.finish(entry, finished_max_bytes());
+        }
+        Arc::new(Self { table: StdMutex::new(table), ends: watch::channel(0).0, spool })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down what a process wrote.
+    async fn write_down(self: &Arc<Self>, process: &Arc<Process>) {
+        let (kept, written) = (self.clone(), process.clone());
+        let write = move || {
+            let Some(spool) = &kept.spool else { return };
+            if let Err(error) = spool.append(&written.log(finished_max_bytes() / STREAMS_MAX)) {
+                tracing::warn!(pid = written.pid, %error, "output is kept no longer than the agent");
+            }
+        };
+        if process.kept_bytes() <= AT_ONCE_MAX_BYTES {
+            return write();
+        }
+        if let Err(error) = tokio::task::spawn_blocking(write).await {
+            tracing::warn!(%error, "output was not written down");
+        }
+    }
+}
+
+/// What the journals of finished processes keep in all, in memory and twice that on the disk.
+fn finished_max_bytes() -> usize {
+    static MAX_BYTES: OnceLock<usize> = OnceLock::new();
+    *MAX_BYTES.get_or_init(|| {
+        let memory = usage::memory_limit_bytes().map_or(u64::MAX, |limit| limit / FINISHED_MEMORY_PART);
+        usize::try_from(memory).unwrap_or(usize::MAX).min(FINISHED_MAX_BYTES)
+    })
 }
 
 impl Processes {
     /// An empty table.
     pub(crate) fn new(config: Arc<Config>, tasks: TaskTracker, activity: Arc<Activity>) -> Self {
-        Self { config, table: Arc::default(), tasks, activity, ends: watch::channel(0).0 }
+        let kept = Kept::new(&activity);
+        Self { config, tasks, activity, kept }
     }
 
     /// Starts a process, unless one was started with the same key.
@@ -130,6 +197,7 @@ impl Processes {
             args: plan.args,
             cwd: plan.cwd,
             user: plan.user.name,
+            pty: terminal_fd.is_some(),
             started_at: SystemTime::now(),
             started: Instant::now(),
             terminal: terminal_fd,
@@ -143,8 +211,9 @@ impl Processes {
         for (index, (_, fd)) in outputs.into_iter().enumerate() {
             self.tasks.spawn(output::pump(process.clone(), index, fd));
         }
-        self.insert(Entry { process: process.clone(), input: Arc::new(Mutex::new(Input::new(input))) });
-        self.tasks.spawn(follow(process.clone(), ended, timeout, self.table.clone(), self.ends.clone()));
+        let entry = Entry { process: process.clone(), input: Arc::new(Mutex::new(Input::new(input))) };
+        self.insert(entry.clone());
+        self.tasks.spawn(follow(entry, ended, timeout, self.kept.clone()));
         Ok(process)
     }
 
@@ -153,9 +222,8 @@ impl Processes {
             let message = format!("`start.key` is longer than {KEY_MAX_BYTES} bytes");
             return Err(Error::new(Code::InvalidArgument, "process_invalid", message));
         }
-        let table = self.lock();
-        let pid = table.by_key.get(key).filter(|_| !key.is_empty());
-        Ok(pid.and_then(|pid| table.entries.get(pid)).map(|entry| entry.process.clone()))
+        let table = self.kept.lock();
+        Ok(table.by_key.get(key).filter(|_| !key.is_empty()).map(|entry| entry.process.clone()))
     }
 
     fn check_name(&self, name: &str) -> Result<(), Error> {
@@ -166,13 +234,13 @@ impl Processes {
                 format!("`start.name` is longer than {NAME_MAX_BYTES} bytes"),
             ));
         }
-        let table = self.lock();
-        let mut live = table.entries.values().filter(|entry| entry.process.exit().is_none());
+        let table = self.kept.lock();
+        let mut live = table.live.values().filter(|entry| entry.process.exit().is_none());
         if !name.is_empty() && live.any(|entry| entry.process.name == name) {
             let message = format!("a process named `{name}` runs already: end it, or choose another name");
             return Err(Error::new(Code::AlreadyExists, "process_name_taken", message));
         }
-        if table.entries.len() - table.finished.len() >= LIVE_MAX {
+        if table.live.len() >= LIVE_MAX {
             return Err(Error::new(
                 Code::ResourceExhausted,
                 "processes_exhausted",
@@ -183,34 +251,29 @@ impl Processes {
     }
 
     fn insert(&self, entry: Entry) {
-        let mut table = self.lock();
-        let pid = entry.process.pid;
-        // The kernel has used the pid again.
-        table.forget(pid);
+        let mut table = self.kept.lock();
         if !entry.process.key.is_empty() {
-            table.by_key.insert(entry.process.key.clone(), pid);
+            table.by_key.insert(entry.process.key.clone(), entry.clone());
         }
-        table.entries.insert(pid, entry);
+        // One that had the pid has ended, and is followed to its end by its own task.
+        table.live.insert(entry.process.pid, entry);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Finds a process, live or finished; of a name the live one, else the newest.
+    /// Finds a process, live or finished; of several the live one, else the newest.
     pub(crate) fn find(&self, reference: Option<v1::ProcessRef>) -> Result<(Arc<Process>, Arc<Mutex<Input>>), Error> {
-        let table = self.lock();
-        let (found, named) = match reference.and_then(|reference| reference.by) {
-            Some(process_ref::By::Pid(pid)) => {
-                (i32::try_from(pid).ok().and_then(|pid| table.entries.get(&pid)), format!("process {pid}"))
-            }
-            Some(process_ref::By::Name(name)) => {
-                let of_name = table.entries.values().filter(|entry| entry.process.name == name && !name.is_empty());
-                (
-                    of_name.max_by_key(|entry| (entry.process.exit().is_none(), entry.process.started)),
-                    format!("process `{name}`"),
-                )
-            }
+        let table = self.kept.lock();
+        let reference = reference.unwrap_or_default();
+        let started_at = reference.started_at;
+        let is_of = |process: &Process| started_at.is_none_or(|at| at == process.started_at.into());
+        let (found, named) = match reference.by {
+            Some(process_ref::By::Pid(pid)) => (
+                table.newest(|process| u32::try_from(process.pid) == Ok(pid) && is_of(process)),
+                format!("process {pid}"),
+            ),
+            Some(process_ref::By::Name(name)) => (
+                table.newest(|process| process.name == name && !name.is_empty() && is_of(process)),
+                format!("process `{name}`"),
+            ),
             None => {
                 return Err(Error::new(
                     Code::InvalidArgument,
@@ -230,28 +293,31 @@ impl Processes {
     }
 
     /// Input of a process that was just started.
-    pub(crate) fn input(&self, process: &Process) -> Option<Arc<Mutex<Input>>> {
-        self.lock().entries.get(&process.pid).map(|entry| entry.input.clone())
+    pub(crate) fn input(&self, process: &Arc<Process>) -> Option<Arc<Mutex<Input>>> {
+        let table = self.kept.lock();
+        let mut newest_first =
+            table.live.get(&process.pid).into_iter().chain(table.finished.iter().rev().map(|(entry, _)| entry));
+        newest_first.find(|entry| Arc::ptr_eq(&entry.process, process)).map(|entry| entry.input.clone())
     }
 
     /// All, or only those that live.
     pub(crate) fn list(&self, all: bool) -> Vec<v1::Process> {
-        let table = self.lock();
-        let processes = table.entries.values().map(|entry| &entry.process);
+        let table = self.kept.lock();
+        let processes = table.all().map(|entry| &entry.process);
         processes.filter(|process| all || process.exit().is_none()).map(|process| process.describe()).collect()
     }
 
     /// Counts up whenever a process has ended.
     pub(crate) fn ends(&self) -> watch::Receiver<u64> {
-        self.ends.subscribe()
+        self.kept.ends.subscribe()
     }
 
     /// The logs that were not told, oldest first: of processes that have ended, or of all.
     pub(crate) fn untold(&self, ended_only: bool, tail_bytes: usize) -> Vec<v1::ProcessLog> {
-        let table = self.lock();
-        let mut processes: Vec<&Arc<Process>> = table.entries.values().map(|entry| &entry.process).collect();
+        let table = self.kept.lock();
+        let mut processes: Vec<&Arc<Process>> = table.all().map(|entry| &entry.process).collect();
         processes.retain(|process| !process.told.load(Ordering::Relaxed) && (process.exit().is_some() || !ended_only));
-        processes.sort_by_key(|process| process.started);
+        processes.sort_by_key(|process| process.started_at);
         let mut logs = Vec::new();
         for process in processes {
             process.told.store(true, Ordering::Relaxed);
@@ -262,19 +328,25 @@ impl Processes {
 
     /// How many live.
     pub(crate) fn live(&self) -> u32 {
-        let table = self.lock();
-        u32::try_from(table.entries.len() - table.finished.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.kept.lock().live.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Writes down what those wrote that end with the sandbox; `over` says that none of them runs any more.
+    pub(crate) async fn write_down(&self, over: bool) {
+        let mut ends = self.kept.ends.subscribe();
+        let settled = async { while over && self.live() > 0 && ends.changed().await.is_ok() {} };
+        // One that does not settle is written down as it is.
+        let _ = tokio::time::timeout(SETTLE_TIMEOUT, settled).await;
+        let left: Vec<_> = self.kept.lock().live.values().map(|entry| entry.process.clone()).collect();
+        for process in left {
+            self.kept.write_down(&process).await;
+        }
     }
 }
 
 /// Follows a process to its end.
-async fn follow(
-    process: Arc<Process>,
-    mut ended: oneshot::Receiver<Ended>,
-    timeout: Option<Duration>,
-    table: Arc<StdMutex<Table>>,
-    ends: watch::Sender<u64>,
-) {
+async fn follow(entry: Entry, mut ended: oneshot::Receiver<Ended>, timeout: Option<Duration>, kept: Arc<Kept>) {
+    let process = entry.process.clone();
     let oom_before = usage::oom_kills();
     let mut timed_out = false;
     let deadline = async {
@@ -312,8 +384,9 @@ async fn follow(
         drained.await;
     }
     process.set_exit(exited);
-    let memory = usage::memory_limit_bytes().map_or(u64::MAX, |limit| limit / FINISHED_MEMORY_PART);
-    let max_bytes = usize::try_from(memory).unwrap_or(usize::MAX).min(FINISHED_MAX_BYTES);
-    table.lock().unwrap_or_else(PoisonError::into_inner).finish(process.pid, process.kept_bytes(), max_bytes);
-    ends.send_modify(|count| *count += 1);
+    // Whoever waits for the end is told first.
+    tokio::task::yield_now().await;
+    kept.write_down(&process).await;
+    kept.lock().finish(entry, finished_max_bytes());
+    kept.ends.send_modify(|count| *count += 1);
 }

@@ -88,7 +88,7 @@ async fn a_terminal_has_the_size_asked_for_and_follows_it() {
     resize
         .send(&v1::ResizeProcessRequest {
             sandbox: String::new(),
-            process: Some(v1::ProcessRef { by }),
+            process: Some(v1::ProcessRef { by, started_at: None }),
             cols: 133,
             rows: 44,
         })
@@ -131,7 +131,7 @@ async fn a_detached_process_drops_its_oldest_output_and_tells_the_gap() {
     };
     tokio::time::timeout(DEADLINE, ended).await.expect("it ends");
     let mut attach = sandbox.call(Method::AttachProcess);
-    let open = v1::AttachProcess { process: Some(v1::ProcessRef { by }), ..Default::default() };
+    let open = v1::AttachProcess { process: Some(v1::ProcessRef { by, started_at: None }), ..Default::default() };
     attach
         .send(&v1::AttachProcessRequest {
             sandbox: String::new(),

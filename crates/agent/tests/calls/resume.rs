@@ -69,7 +69,7 @@ async fn input_that_is_sent_again_is_taken_once() {
     }
     drop(first);
     let mut second = sandbox.call(Method::AttachProcess);
-    let process = Some(v1::ProcessRef { by: Some(v1::process_ref::By::Pid(pid)) });
+    let process = Some(v1::ProcessRef::by_pid(pid));
     second.send(&attach(v1::AttachProcess { process, writer: "k2".into(), ..Default::default() })).await;
     assert_eq!(started(&mut second).await.pid, pid);
     let input = |input| v1::AttachProcessRequest {

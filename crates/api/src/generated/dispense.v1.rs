@@ -1221,10 +1221,14 @@ pub struct StartProcess {
     #[prost(string, tag = "9")]
     pub key: ::prost::alloc::string::String,
 }
-/// A process is addressed by its pid inside the sandbox, or by its name. After its end it stays readable
-/// until its pid is used again or the sandbox's bound of finished processes is passed.
+/// A process is addressed by its pid inside the sandbox, or by its name; of several that had it, the one that lives,
+/// or else the one that started last. After its end it stays readable, also when the sandbox is stopped and started
+/// again, until the sandbox is deleted or its bound of finished processes is passed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessRef {
+    /// Present: the one that started then, as `Process.started_at` says.
+    #[prost(message, optional, tag = "3")]
+    pub started_at: ::core::option::Option<::prost_types::Timestamp>,
     #[prost(oneof = "process_ref::By", tags = "1, 2")]
     pub by: ::core::option::Option<process_ref::By>,
 }

@@ -58,7 +58,7 @@ pub(super) async fn attach(global: &Global, args: AttachArgs) -> Result<u8, Erro
     let process = processes::find(&connected.client, &args.sandbox, args.process.as_deref()).await?;
     let terminal = is_terminal(io::stdin().as_fd());
     let open = v1::AttachProcess {
-        process: Some(v1::ProcessRef { by: Some(v1::process_ref::By::Pid(process.pid)) }),
+        process: Some((&process).into()),
         from_end: !args.from_start,
         lossless: true,
         ..v1::AttachProcess::default()

@@ -7,7 +7,7 @@ use dispense_api::error::reason;
 use dispense_client::v1::process_event::Kind;
 use dispense_client::{Client, Code, Error, v1};
 
-use super::processes::{newest, reference};
+use super::processes::{is, newest};
 use crate::args::{Global, LogsArgs, Output};
 use crate::endpoint::connect;
 use crate::failure::local;
@@ -40,14 +40,7 @@ async fn live(client: &Client, args: &LogsArgs) -> Result<Option<v1::ProcessRef>
         Some(wanted) => processes.into_iter().filter(|process| is(process, wanted)).max_by_key(newest),
         None => processes.into_iter().max_by_key(newest),
     };
-    Ok(found.map(|process| v1::ProcessRef { by: Some(v1::process_ref::By::Pid(process.pid)) }))
-}
-
-fn is(process: &v1::Process, wanted: &str) -> bool {
-    match reference(wanted).by {
-        Some(v1::process_ref::By::Pid(pid)) => process.pid == pid,
-        _ => process.name == wanted,
-    }
+    Ok(found.as_ref().map(Into::into))
 }
 
 async fn follow(client: &Client, args: &LogsArgs, process: v1::ProcessRef) -> Result<(), Error> {
@@ -63,7 +56,7 @@ async fn follow(client: &Client, args: &LogsArgs, process: v1::ProcessRef) -> Re
     while let Some(event) = attached.events.next().await? {
         match event.kind {
             Some(Kind::Output(output)) => write(output.stream(), &output.data)?,
-            Some(Kind::Gap(gap)) => missing(gap.stream(), gap.from, gap.to),
+            Some(Kind::Gap(gap)) => missing(gap.stream(), gap.from, gap.to, None),
             _ => {}
         }
     }
@@ -79,10 +72,12 @@ async fn kept(global: &Global, client: &Client, args: &LogsArgs, why: Option<Err
     };
     match (found, &args.process) {
         (Some(log), _) => {
+            // Its agent has written it down.
+            let rest = client.get(&args.sandbox).await.ok().map(|sandbox| sandbox.name);
             for tail in &log.tails {
                 let skip = args.from.saturating_sub(tail.offset);
                 if tail.offset > args.from {
-                    missing(tail.stream(), args.from, tail.offset);
+                    missing(tail.stream(), args.from, tail.offset, rest.as_deref());
                 }
                 let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(tail.data.len());
                 write(tail.stream(), &tail.data[skip..])?;
@@ -123,13 +118,19 @@ fn jobs(global: &Global, jobs: &[v1::Job]) {
     }
 }
 
-fn missing(stream: v1::OutputStream, from: u64, to: u64) {
+/// Says what is left out; `rest` is the sandbox that has it.
+fn missing(stream: v1::OutputStream, from: u64, to: u64, rest: Option<&str>) {
     let name = match stream {
         v1::OutputStream::Stderr => "stderr",
         v1::OutputStream::Pty => "the terminal",
         v1::OutputStream::Stdout | v1::OutputStream::Unspecified => "stdout",
     };
-    eprintln!("dispense: bytes {from} to {to} of {name} are no longer kept");
+    match rest {
+        Some(sandbox) => eprintln!(
+            "dispense: bytes {from} to {to} of {name} are on the sandbox's disk: `dispense start {sandbox}`, and ask again"
+        ),
+        None => eprintln!("dispense: bytes {from} to {to} of {name} are no longer kept"),
+    }
 }
 
 fn write(stream: v1::OutputStream, data: &[u8]) -> Result<(), Error> {

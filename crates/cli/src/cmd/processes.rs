@@ -84,23 +84,23 @@ pub(super) fn newest(process: &v1::Process) -> (i64, i32, u32) {
     (at.seconds, at.nanos, process.pid)
 }
 
-/// A number is a pid, anything else a name.
-pub(super) fn reference(text: &str) -> v1::ProcessRef {
-    let by = match text.parse() {
-        Ok(pid) => v1::process_ref::By::Pid(pid),
-        Err(_) => v1::process_ref::By::Name(text.to_owned()),
-    };
-    v1::ProcessRef { by: Some(by) }
+/// Whether a process is what was asked for: a pid, a pid with the beginning of its start (`7@2026-11-21T10`), or a name.
+pub(super) fn is(process: &v1::Process, wanted: &str) -> bool {
+    let (pid, started_at) = wanted.split_once('@').unwrap_or((wanted, ""));
+    match pid.parse::<u32>() {
+        Ok(pid) => {
+            process.pid == pid && process.started_at.as_ref().is_some_and(|at| rfc3339(at).starts_with(started_at))
+        }
+        Err(_) => process.name == wanted,
+    }
 }
 
 /// The process that is asked for, or the living one that started last.
 pub(super) async fn find(client: &Client, sandbox: &str, wanted: Option<&str>) -> Result<v1::Process, Error> {
     let processes = client.list_processes(sandbox, wanted.is_some()).await?;
-    let found = match wanted.map(|text| (text, reference(text).by)) {
-        Some((_, Some(v1::process_ref::By::Pid(pid)))) => processes.into_iter().find(|process| process.pid == pid),
-        Some((name, _)) => processes.into_iter().filter(|process| process.name == name).max_by_key(newest),
-        None => processes.into_iter().max_by_key(newest),
-    };
+    let asked_for = |process: &v1::Process| wanted.is_none_or(|wanted| is(process, wanted));
+    let living_or_newest = |process: &v1::Process| (process.exited.is_none(), newest(process));
+    let found = processes.into_iter().filter(asked_for).max_by_key(living_or_newest);
     found.ok_or_else(|| {
         let which = wanted.map_or_else(|| "no process that runs".to_owned(), |text| format!("no process `{text}`"));
         let message = format!("sandbox `{sandbox}` has {which}: see `dispense ps --all {sandbox}`");

@@ -138,7 +138,6 @@ impl Events {
 
     /// From now on this process is attached to, from where its output was read to.
     fn started(&mut self, process: v1::Process) {
-        let by = Some(v1::process_ref::By::Pid(process.pid));
         let attach = match &self.opening {
             Opening::Start(start) => {
                 v1::AttachProcess { lossless: true, writer: start.key.clone(), ..v1::AttachProcess::default() }
@@ -152,7 +151,7 @@ impl Events {
             },
             Opening::Attach(open) => open.clone(),
         };
-        self.opening = Opening::Attach(v1::AttachProcess { process: Some(v1::ProcessRef { by }), ..attach });
+        self.opening = Opening::Attach(v1::AttachProcess { process: Some((&process).into()), ..attach });
         self.process = Some(process);
     }
 

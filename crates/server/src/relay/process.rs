@@ -9,11 +9,10 @@ use dispense_api::method::Method;
 use dispense_api::outbox::Outbox;
 use dispense_api::v1::{
     AttachProcess, AttachProcessRequest, OutputStream, Process as Started, ProcessEvent, ProcessExited, ProcessInput,
-    ProcessOutput, ProcessRef, RunProcessRequest, SignalProcessRequest, StartProcess, attach_process_request,
-    process_event, process_ref, run_process_request,
+    ProcessOutput, RunProcessRequest, SignalProcessRequest, StartProcess, attach_process_request, process_event,
+    run_process_request,
 };
 use prost::Message;
-use prost_types::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -33,9 +32,8 @@ const DELAY_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(crate) struct Ticket {
     pub(crate) route: Route,
-    pid: u32,
-    /// Tells it from a later process with its pid.
-    started_at: Option<Timestamp>,
+    /// As it was when it started.
+    started: Started,
     /// Names the input, so that none is given twice.
     writer: String,
     /// What it is given.
@@ -119,7 +117,7 @@ struct Lost {
 impl Ticket {
     /// Signals the process's group.
     pub(crate) async fn signal(&self, relay: &Relay, signal: u32) {
-        let process = Some(ProcessRef { by: Some(process_ref::By::Pid(self.pid)) });
+        let process = Some((&self.started).into());
         let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
         let origin = Origin::default();
         let told = async {
@@ -147,8 +145,8 @@ impl Process {
         let origin = Origin::default();
         let call = relay.call(&route, Method::RunProcess, &origin, &first, CALL_TIMEOUT);
         let (requests, mut answers) = call.await?;
-        let Started { pid, started_at, .. } = started(&mut answers).await?;
-        let ticket = Ticket { route, pid, started_at, writer, input: Arc::default() };
+        let started = started(&mut answers).await?;
+        let ticket = Ticket { route, started, writer, input: Arc::default() };
         let link = Link::new(answers, requests, ticket.input.clone(), |input| RunProcessRequest {
             sandbox: String::new(),
             kind: Some(run_process_request::Kind::Input(input)),
@@ -170,9 +168,9 @@ impl Process {
     }
 
     async fn attach(&self) -> Result<Link, Error> {
-        let Ticket { route, pid, started_at, writer, input } = &self.ticket;
+        let Ticket { route, started: process, writer, input } = &self.ticket;
         let open = AttachProcess {
-            process: Some(ProcessRef { by: Some(process_ref::By::Pid(*pid)) }),
+            process: Some(process.into()),
             stdout_offset: self.offsets.stdout,
             stderr_offset: self.offsets.stderr,
             pty_offset: self.offsets.pty,
@@ -185,8 +183,9 @@ impl Process {
         let origin = Origin::default();
         let call = self.relay.call(route, Method::AttachProcess, &origin, &first, CALL_TIMEOUT);
         let (requests, mut answers) = call.await?;
-        if started(&mut answers).await?.started_at != *started_at {
-            return Err(Error::process_replaced(*pid));
+        // An agent of an older version does not look at when.
+        if started(&mut answers).await?.started_at != process.started_at {
+            return Err(Error::process_replaced(process.pid));
         }
         Ok(Link::new(answers, requests, input.clone(), |input| AttachProcessRequest {
             sandbox: String::new(),
