@@ -18,6 +18,7 @@ const FILES: &[&str] = &[
     "dispense/v1/runner.proto",
     "dispense/v1/job.proto",
     "dispense/v1/log.proto",
+    "dispense/v1/usage.proto",
     "dispense/v1/key.proto",
     "dispense/v1/audit.proto",
     "dispense/v1/event.proto",

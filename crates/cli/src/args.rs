@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Attach(AttachArgs),
     /// Show what processes of a sandbox wrote, also after its end
     Logs(LogsArgs),
+    /// Show what a sandbox used over time
+    Usage(UsageArgs),
     /// List processes of a sandbox
     Ps(PsArgs),
     /// Open a shell in a running sandbox
@@ -330,6 +332,15 @@ pub(crate) struct AttachArgs {
     pub(crate) sandbox: String,
     /// Pid or name of the process, or PID@START of several with one pid [default: the one that started last]
     pub(crate) process: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct UsageArgs {
+    /// How far back, e.g. 30m or 7d; more than a day is told by the quarter of an hour
+    #[arg(long, value_parser = units::duration, default_value = "1h")]
+    pub(crate) since: Duration,
+    /// Id or name
+    pub(crate) sandbox: String,
 }
 
 #[derive(Args)]

@@ -19,6 +19,7 @@ mod save;
 mod serve;
 mod source;
 mod ssh;
+mod usage;
 
 use clap::CommandFactory;
 use dispense_client::Error;
@@ -39,6 +40,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Exec(args) => exec::exec(global, args).await,
         Command::Attach(args) => exec::attach(global, args).await,
         Command::Logs(args) => logs::logs(global, args).await,
+        Command::Usage(args) => usage::usage(global, args).await,
         Command::Ps(args) => processes::list(global, args).await,
         Command::Shell(args) => exec::shell(global, args).await,
         Command::Cp(args) => copy::copy(global, args).await,

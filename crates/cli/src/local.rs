@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use dispense_api::tls::{self, SharedPin};
 use dispense_client::{Client, Code, Error, Trust};
-use dispense_runner::RunnerConfig;
 use dispense_runner::backend::BackendConfig;
+use dispense_runner::{Offer, RunnerConfig};
 use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, SshConfig, StartError, TlsConfig};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
@@ -47,6 +47,8 @@ pub(crate) struct LocalConfig {
     pub(crate) runner: bool,
     /// Templates of the runner, by name.
     pub(crate) templates: BTreeMap<String, PathBuf>,
+    /// What the runner promises to sandboxes in all.
+    pub(crate) capacity: Offer,
     /// Directories that sandboxes of the runner may be filled from.
     pub(crate) source_roots: Vec<PathBuf>,
 }
@@ -229,7 +231,7 @@ async fn start_runner(
         state_dir,
         name: None,
         labels: BTreeMap::new(),
-        capacity: None,
+        capacity: config.capacity,
         source_roots: config.source_roots.clone(),
         embedded: true,
     };

@@ -46,6 +46,28 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     scaled(number, millis).filter(|millis| *millis > 0).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// One thing that a runner has so much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Capacity {
+    CpuMillis(u32),
+    MemoryBytes(u64),
+    DiskBytes(u64),
+    Sandboxes(u32),
+}
+
+/// `cpu=N`, `memory=SIZE`, `disk=SIZE` or `sandboxes=N`.
+pub(crate) fn capacity(text: &str) -> Result<Capacity, String> {
+    let wrong = || format!("`{text}` is no capacity: write e.g. cpu=64, memory=256G, disk=1T or sandboxes=100");
+    let (what, value) = text.split_once('=').ok_or_else(wrong)?;
+    match what {
+        "cpu" => cpu_millis(value).map(Capacity::CpuMillis),
+        "memory" => bytes(value).map(Capacity::MemoryBytes),
+        "disk" => bytes(value).map(Capacity::DiskBytes),
+        "sandboxes" => value.parse().map(Capacity::Sandboxes).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
 /// A port of this machine and one of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forward {

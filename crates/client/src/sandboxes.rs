@@ -1,12 +1,28 @@
 //! Sandboxes, runners and jobs.
 
+use std::time::SystemTime;
+
 use dispense_api::error::Error;
 use dispense_api::v1;
+use dispense_api::v1::usage_service_client::UsageServiceClient;
 
 use crate::retry::idempotent;
 use crate::{Client, error};
 
 impl Client {
+    /// What a sandbox used, by default in the last hour.
+    pub async fn usage(
+        &self,
+        sandbox: &str,
+        from: Option<SystemTime>,
+        to: Option<SystemTime>,
+    ) -> Result<v1::GetUsageResponse, Error> {
+        let request =
+            v1::GetUsageRequest { sandbox: sandbox.to_owned(), from: from.map(Into::into), to: to.map(Into::into) };
+        let client = || UsageServiceClient::with_interceptor(self.channel.clone(), self.headers.clone());
+        idempotent(|| async { client().get_usage(request.clone()).await }).await
+    }
+
     /// Creates a sandbox; not retried, since it is not idempotent.
     pub async fn create(&self, request: v1::CreateSandboxRequest) -> Result<v1::Sandbox, Error> {
         self.sandboxes().create_sandbox(request).await.map(tonic::Response::into_inner).map_err(error::of)

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
-use dispense_runner::{Capacity, RunnerConfig, RunnerError};
+use dispense_runner::{Capacity, Offer, RunnerConfig, RunnerError};
 use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -161,7 +161,7 @@ impl System {
             state_dir: self.folder.path().join(name),
             name: Some(name.to_owned()),
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
-            capacity: Some(Capacity {
+            capacity: Offer::from(Capacity {
                 cpu_millis: 64_000,
                 memory_bytes: 256 << 30,
                 disk_bytes: 1 << 40,

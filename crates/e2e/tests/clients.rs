@@ -5,11 +5,15 @@ use dispense_e2e::{Host, Mode};
 
 /// Runs scripts against `dispense up`.
 fn against_a_server(scripts: &[&str]) {
+    against_a_server_with(&[], scripts);
+}
+
+fn against_a_server_with(flags: &[&str], scripts: &[&str]) {
     let Some(clients) = Clients::available() else { return };
     let Some(mode) = Mode::available().into_iter().next() else { return };
     clients.generate();
     let host = Host::new(mode);
-    let up = host.up();
+    let up = host.up_with(flags);
     let (address, key) = (up.address(), up.key());
     for script in scripts {
         clients.run(script, &address, &key);
@@ -40,5 +44,11 @@ fn a_browsers_client_drives_the_service_over_grpc_web() {
 
 #[test]
 fn every_answer_over_rest_is_one_that_the_description_has() {
-    against_a_server(&["contract.sh"]);
+    // What it creates and does not delete must not keep others waiting for room.
+    against_a_server_with(&["--capacity", "memory=4096T", "--capacity", "disk=4096T"], &["contract.sh"]);
+}
+
+#[test]
+fn a_page_follows_events_over_a_websocket() {
+    against_a_server(&["events.mjs"]);
 }

@@ -1,10 +1,11 @@
 //! What an operator expects around the service: settings, limits, metrics, ids of requests, pages of other origins.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use dispense_e2e::clients::Clients;
 use dispense_e2e::pair::Running;
-use dispense_e2e::{Host, Mode, wait};
+use dispense_e2e::{Host, Mode, Pair, wait};
 use serde_json::Value;
 
 /// Head and body of an answer to curl.
@@ -176,4 +177,35 @@ fn the_providers_key_outlives_a_rotation_of_the_key_that_seals_it() {
     assert!(before != after && after.lines().count() == 1, "{before} {after}");
     up.stop();
     host.finish();
+}
+
+#[test]
+fn what_a_sandbox_used_is_told_over_time_and_outlives_a_restart_of_the_server() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let mut pair = Pair::start(mode);
+    pair.ok(&["create", "--name", "box"]);
+    let usage =
+        |pair: &Pair| -> Value { serde_json::from_str(&pair.ok(&["usage", "box", "--output", "json"])).expect("JSON") };
+    let told = |usage: &Value| usage["samples"][0]["memoryMB"].as_u64().is_some();
+    let before = wait::until("the agent has reported", Duration::from_secs(60), || usage(&pair), told);
+    assert_eq!(before["stepSecs"], 60);
+    // Of CPU the first report knows nothing: there was no interval yet.
+    assert!(before["samples"][0]["cpuPercent"].is_null(), "{before}");
+    assert!(pair.take_server().stop().success());
+    pair.start_server();
+    pair.wait_for_runner("available");
+    let after = usage(&pair);
+    assert_eq!(after["samples"][0]["at"], before["samples"][0]["at"]);
+    let url = format!("{}/api/v1/sandboxes/box/usage", pair.server().url());
+    let key = format!("x-api-key: {}", pair.server().key());
+    let (head, body) = curl(&["--header", &key, &format!("{url}?from=2020-01-01T00:00:00Z")]);
+    assert!(head.contains(" 200"), "{head}");
+    let coarse: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(coarse["stepSecs"], 900);
+    assert!(told(&coarse), "{coarse}");
+    let (head, body) = curl(&["--header", &key, &format!("{url}?from=yesterday")]);
+    assert!(head.contains(" 400") && body.contains("RFC 3339"), "{head}{body}");
+    let table = pair.ok(&["usage", "box", "--since", "2d"]);
+    assert!(table.contains("MEMORY MB"), "{table}");
+    pair.finish();
 }

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub use dispense_api::dial::{Connection, Dialler, Dialling};
 pub use identity::IdentityError;
 pub use link::LinkError;
-pub use machine::Capacity;
+pub use machine::{Capacity, Offer};
 
 use content::Contents;
 use logs::Logs;
@@ -54,8 +54,8 @@ pub struct RunnerConfig {
     pub name: Option<String>,
     /// For placement.
     pub labels: BTreeMap<String, String>,
-    /// What it offers; by default the whole machine.
-    pub capacity: Option<Capacity>,
+    /// What it promises to sandboxes in all.
+    pub capacity: Offer,
     /// Directories that sandboxes may be filled from; absolute.
     pub source_roots: Vec<PathBuf>,
     /// It runs in the server's own process.

@@ -23,7 +23,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use crate::identity::{Identity, IdentityError, Known};
 use crate::logs::Logs;
-use crate::machine::{self, Capacity};
+use crate::machine;
 use crate::reports::Reports;
 use crate::supervisor::Supervisor;
 use crate::{RunnerConfig, session, wanted};
@@ -269,7 +269,7 @@ impl Link {
 
     fn hello(&self) -> Hello {
         let capabilities = self.backend.capabilities();
-        let capacity = self.config.capacity.unwrap_or_else(|| Capacity::of_machine(&self.config.state_dir));
+        let capacity = self.config.capacity.capacity(&self.config.state_dir);
         let networks = capabilities.networks.iter().map(|network| match network {
             Network::None => dispense_api::v1::Network::None as i32,
             Network::Nat => dispense_api::v1::Network::Nat as i32,

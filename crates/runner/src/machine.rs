@@ -42,6 +42,44 @@ impl Capacity {
     }
 }
 
+/// What of its machine's capacity a runner offers, where not all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// Thousandths of a core.
+    pub cpu_millis: Option<u32>,
+    /// Memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Disk in bytes.
+    pub disk_bytes: Option<u64>,
+    /// Sandboxes at the same time.
+    pub sandboxes: Option<u32>,
+}
+
+impl Offer {
+    /// With the machine's own where nothing is said.
+    pub(crate) fn capacity(&self, state_dir: &Path) -> Capacity {
+        let machine = Capacity::of_machine(state_dir);
+        Capacity {
+            cpu_millis: self.cpu_millis.unwrap_or(machine.cpu_millis),
+            memory_bytes: self.memory_bytes.unwrap_or(machine.memory_bytes),
+            disk_bytes: self.disk_bytes.unwrap_or(machine.disk_bytes),
+            sandboxes: self.sandboxes.unwrap_or(machine.sandboxes),
+        }
+    }
+}
+
+impl From<Capacity> for Offer {
+    fn from(capacity: Capacity) -> Self {
+        let Capacity { cpu_millis, memory_bytes, disk_bytes, sandboxes } = capacity;
+        Self {
+            cpu_millis: Some(cpu_millis),
+            memory_bytes: Some(memory_bytes),
+            disk_bytes: Some(disk_bytes),
+            sandboxes: Some(sandboxes),
+        }
+    }
+}
+
 impl From<Capacity> for v1::Capacity {
     fn from(capacity: Capacity) -> Self {
         let Capacity { cpu_millis, memory_bytes, disk_bytes, sandboxes } = capacity;

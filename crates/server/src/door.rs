@@ -9,12 +9,14 @@ pub(crate) mod health;
 pub(crate) mod listener;
 mod observe;
 pub(crate) mod openapi;
+pub(crate) mod origin;
 pub(crate) mod preview;
 pub(crate) mod request;
 mod rest;
 mod service;
 pub(crate) mod ssh;
 pub(crate) mod tls;
+mod websocket;
 mod workspace;
 
 use std::convert::Infallible;
@@ -50,6 +52,7 @@ use crate::ssh::Ssh;
 use crate::vault::Vault;
 use health::Health;
 use observe::{Matched, Observation};
+use origin::Origins;
 use preview::PreviewDoor;
 
 /// Of the body of a refused request this much is read before the answer.
@@ -70,6 +73,7 @@ pub(crate) struct Parts {
     pub(crate) health: Arc<Health>,
     pub(crate) previews: Arc<Previews>,
     pub(crate) ssh: Option<Arc<Ssh>>,
+    pub(crate) origins: Origins,
 }
 
 /// The public port.
@@ -90,7 +94,7 @@ impl Doors {
         let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
         let previews = PreviewDoor::new(parts.clone());
-        let workspace = WorkspaceDoor::new(parts.clone(), origins);
+        let workspace = WorkspaceDoor::new(parts.clone());
         Self { grpc, rest, cors, previews, workspace, parts }
     }
 

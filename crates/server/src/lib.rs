@@ -52,6 +52,7 @@ use clock::Clock;
 use cluster::Listeners;
 use door::health::Health;
 use door::listener::Port;
+use door::origin::Origins;
 use door::ssh::SshDoor;
 use door::tls::Tls;
 use door::{Doors, Parts, listener};
@@ -183,6 +184,7 @@ impl Server {
                 health,
                 previews: Arc::new(previews),
                 ssh,
+                origins: Origins::new(&config.access.allowed_origins),
             },
             tls,
             tasks: TaskTracker::new(),
@@ -323,6 +325,9 @@ impl Server {
         if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.tasks.len(), "calls were cut at the shutdown");
         }
+        if let Err(error) = self.parts.sandboxes.write_usage(true).await {
+            tracing::warn!(%error, "the last minutes of usage were not written");
+        }
         self.parts.sandboxes.store.close().await;
     }
 }
@@ -347,6 +352,7 @@ async fn open_sandboxes(store: Arc<Store>, clock: Arc<Clock>, config: &ServerCon
         secret,
         notices: Arc::default(),
         agents: Arc::default(),
+        meter: Arc::default(),
         live: Arc::default(),
     })
 }

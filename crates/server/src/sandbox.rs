@@ -12,6 +12,7 @@ pub(crate) mod order;
 pub(crate) mod reconcile;
 pub(crate) mod service;
 pub(crate) mod spec;
+pub(crate) mod usage;
 pub(crate) mod view;
 pub(crate) mod visible;
 

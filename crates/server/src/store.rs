@@ -20,6 +20,7 @@ pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 mod sql;
 pub(crate) mod ssh_keys;
+pub(crate) mod usage;
 mod writer;
 
 use std::collections::BTreeMap;

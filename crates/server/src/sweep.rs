@@ -101,6 +101,7 @@ async fn place_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
 }
 
 async fn purge_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
+    sandboxes.write_usage(false).await?;
     let retention = i64::try_from(DELETED_RETENTION.as_micros()).unwrap_or(i64::MAX);
     let before = sandboxes.clock.now() - retention;
     sandboxes.store.write(move |tx| Box::pin(async move { sandboxes::purge(tx, before).await })).await?;

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use dispense_runner::Offer;
 
-use crate::units::{self, Pair};
+use crate::units::{self, Capacity, Pair};
 
 /// What is in its working directory at first.
 #[derive(Args, Clone)]
@@ -25,7 +26,7 @@ pub(crate) struct SourceArgs {
 }
 
 /// What a runner has for its sandboxes.
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct OfferArgs {
     /// Template of a name, from a directory or a tar archive
     #[arg(long = "template", value_name = "NAME=PATH", value_parser = units::template)]
@@ -33,6 +34,26 @@ pub(crate) struct OfferArgs {
     /// What sandboxes may be filled from: a directory of this machine, or the beginning of a URL, e.g. s3://bucket
     #[arg(long = "source-root", value_name = "DIR|URL")]
     pub(crate) source_root: Vec<PathBuf>,
+    /// What it promises to sandboxes in all, e.g. memory=64G; limits are ceilings, so by default the machine's cores are
+    /// promised 1024 times and its memory 8 times
+    #[arg(long, value_name = "cpu|memory|disk|sandboxes=N", value_parser = units::capacity)]
+    pub(crate) capacity: Vec<Capacity>,
+}
+
+impl OfferArgs {
+    /// Of what is said twice the last counts.
+    pub(crate) fn capacity(&self) -> Offer {
+        let mut offer = Offer::default();
+        for capacity in &self.capacity {
+            match *capacity {
+                Capacity::CpuMillis(millis) => offer.cpu_millis = Some(millis),
+                Capacity::MemoryBytes(bytes) => offer.memory_bytes = Some(bytes),
+                Capacity::DiskBytes(bytes) => offer.disk_bytes = Some(bytes),
+                Capacity::Sandboxes(count) => offer.sandboxes = Some(count),
+            }
+        }
+        offer
+    }
 }
 
 #[derive(Args)]

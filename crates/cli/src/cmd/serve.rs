@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
+use dispense_runner::Offer;
 use dispense_server::{AccessConfig, PreviewConfig};
 
 use crate::args::serve::{ListenArgs, ServerArgs, UpArgs};
@@ -25,7 +26,7 @@ pub(super) async fn up(global: &Global, args: UpArgs) -> Result<u8, Error> {
 
 /// The server alone, until a signal.
 pub(super) async fn server(global: &Global, args: ServerArgs) -> Result<u8, Error> {
-    serve(global, &args.listen, Kind::Server, OfferArgs { template: vec![], source_root: vec![] }).await
+    serve(global, &args.listen, Kind::Server, OfferArgs::default()).await
 }
 
 async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArgs) -> Result<u8, Error> {
@@ -46,6 +47,7 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArg
         ssh: settings.ssh()?,
         embedded: false,
         runner: kind == Kind::Up,
+        capacity: offer.capacity(),
         templates: absolute(offer.template)?,
         source_roots: roots(offer.source_root)?,
     });
@@ -108,6 +110,7 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         ssh: None,
         embedded: true,
         runner: true,
+        capacity: Offer::default(),
         templates: BTreeMap::new(),
         // It does nothing that its one user could not do.
         source_roots: ["s3://", "https://", "http://"].map(PathBuf::from).into(),

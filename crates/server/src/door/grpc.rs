@@ -10,6 +10,7 @@ mod previews;
 mod runners;
 mod sandboxes;
 mod ssh;
+mod usage;
 
 use dispense_api::v1::audit_service_server::AuditServiceServer;
 use dispense_api::v1::batch_service_server::BatchServiceServer;
@@ -21,6 +22,7 @@ use dispense_api::v1::preview_service_server::PreviewServiceServer;
 use dispense_api::v1::runner_service_server::RunnerServiceServer;
 use dispense_api::v1::sandbox_service_server::SandboxServiceServer;
 use dispense_api::v1::ssh_service_server::SshServiceServer;
+use dispense_api::v1::usage_service_server::UsageServiceServer;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
@@ -31,6 +33,7 @@ use super::Parts;
 pub(super) fn routes(parts: &Parts) -> Routes {
     Routes::new(SandboxServiceServer::new(sandboxes::SandboxDoor(parts.sandboxes.clone())))
         .add_service(RunnerServiceServer::new(runners::RunnerDoor(parts.sandboxes.clone())))
+        .add_service(UsageServiceServer::new(usage::UsageDoor(parts.sandboxes.clone())))
         .add_service(LogServiceServer::new(logs::LogDoor(parts.sandboxes.clone())))
         .add_service(JobServiceServer::new(jobs::JobDoor(parts.sandboxes.clone())))
         .add_service(KeyServiceServer::new(keys::KeyDoor(parts.clone())))

@@ -5,6 +5,7 @@ mod events;
 mod heartbeat;
 mod json;
 mod ssh;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -83,7 +84,8 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/api/v1/sandboxes/{id}/stop", post(stop_sandbox))
         .route("/api/v1/sandboxes/{id}/status", post(heartbeat::status))
         .route("/api/v1/sandboxes/{id}/connection", get(ssh::connection))
-        .route("/api/v1/events", get(events::events))
+        .route("/api/v1/sandboxes/{id}/usage", get(usage::usage))
+        .route(events::PATH, get(events::events))
         .route("/api/v1/jobs", get(list_jobs))
         .route("/api/v1/jobs/{id}", get(get_job))
         .route("/api/v1/runners", get(list_runners))
@@ -101,6 +103,9 @@ async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Reque
     let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
         return Refusal(method_unknown(path.as_str())).into_response();
     };
+    if path.as_str() == events::PATH {
+        events::take_bearer(request.headers_mut());
+    }
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
     let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
         Ok(caller) => (next.run(request).await, caller),

@@ -21,8 +21,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use dispense_api::error::{Code, Error};
 use dispense_api::method::Method;
-use http::header::ORIGIN;
-use http::{HeaderValue, Request, Uri};
+use http::{Request, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use socketioxide::extract::{AckSender, SocketRef, TryData};
@@ -33,7 +32,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 
 use super::rest::Refusal;
-use super::{Parts, observe::Matched};
+use super::{Parts, observe::Matched, origin::Origins};
 use crate::auth::{Principal, Role};
 use crate::relay::Route;
 use crate::sandbox::spec::clip;
@@ -56,7 +55,7 @@ const SESSION_MAX_BYTES: usize = 128;
 #[derive(Clone)]
 pub(super) struct WorkspaceDoor {
     service: BoxCloneSyncService<Request<Body>, Response, Infallible>,
-    origins: Arc<[HeaderValue]>,
+    origins: Origins,
 }
 
 /// In a request's extensions: the sandbox that its path names.
@@ -97,7 +96,7 @@ impl Client {
 }
 
 impl WorkspaceDoor {
-    pub(super) fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         let (service, io) = SocketIo::builder()
             .req_path("/workspace")
             .max_payload(EVENT_MAX_BYTES as u64)
@@ -106,7 +105,7 @@ impl WorkspaceDoor {
             .max_buffer_size(QUEUE_PACKETS)
             .with_parser(ParserConfig::common().max_incoming_binary_buf_size(EVENT_MAX_BYTES).max_incoming_binaries(4))
             .build_svc();
-        let parked = Arc::new(Parked::default());
+        let (parked, origins) = (Arc::new(Parked::default()), parts.origins.clone());
         let enter = move |socket: SocketRef, auth: TryData<Auth>| {
             let (parts, parked) = (parts.clone(), parked.clone());
             async move { enter(parts, parked, &socket, auth.0.ok()).await.map_err(|error| error.message) }
@@ -117,7 +116,7 @@ impl WorkspaceDoor {
             async move { Ok(service.oneshot(request).await?.map(Body::new)) }
         });
         let service = BoxCloneSyncService::new(service);
-        Self { service, origins: origins.into() }
+        Self { service, origins }
     }
 
     /// Whether a path is this door's.
@@ -127,7 +126,7 @@ impl WorkspaceDoor {
 
     /// Answers one request of the transport.
     pub(super) async fn serve(self, mut request: Request<Body>) -> Result<Response, Infallible> {
-        if let Err(error) = self.check_origin(&request) {
+        if let Err(error) = self.origins.check(request.uri(), request.headers()) {
             return Ok(Refusal(error).into_response());
         }
         let rest = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
@@ -141,21 +140,6 @@ impl WorkspaceDoor {
         let mut response = self.service.oneshot(request).await?;
         Matched("workspace".to_owned()).note(&mut response, None);
         Ok(response)
-    }
-
-    /// A browser says which page asks. The token protects already; this keeps other pages from trying.
-    fn check_origin(&self, request: &Request<Body>) -> Result<(), Error> {
-        let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
-        let own = || {
-            let host = request.uri().authority().map(|host| host.as_str());
-            let host = host.or_else(|| request.headers().get(http::header::HOST)?.to_str().ok())?;
-            Some(origin.to_str().ok()?.split_once("://")?.1.eq_ignore_ascii_case(host))
-        };
-        if self.origins.contains(origin) || own() == Some(true) {
-            return Ok(());
-        }
-        let message = "pages of this origin may not connect: add it to `server.cors.allowed_origins`";
-        Err(Error::new(Code::PermissionDenied, "cross_origin", message))
     }
 }
 

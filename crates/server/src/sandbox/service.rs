@@ -13,6 +13,7 @@ use super::lifecycle::{Denied, Request, State};
 use super::live::Live;
 use super::notices::Notices;
 use super::order::Orders;
+use super::usage::Meter;
 use super::{Sandbox, lifecycle::Desired};
 use crate::audit::Audit;
 use crate::auth::secret::ServerSecret;
@@ -35,6 +36,7 @@ pub(crate) struct Sandboxes {
     pub(crate) ticker: Arc<Ticker>,
     pub(crate) notices: Arc<Notices>,
     pub(crate) agents: Arc<Agents>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) live: Arc<Live>,
 }
 
@@ -161,7 +163,9 @@ impl Sandboxes {
             // Its runner tells when it has stopped; until then it is not silent.
             return Ok(());
         }
-        if self.agents.heard(id, report, self.clock.now()) {
+        let now = self.clock.now();
+        self.meter.note(id, &report, now);
+        if self.agents.heard(id, report, now) {
             self.change(id, Cause::AgentHeard(generation)).await?;
         }
         Ok(())

@@ -14,12 +14,16 @@ use dispense_api::v1::ProcessLog;
 use super::Sandbox;
 use super::create::NewSandbox;
 use super::service::Sandboxes;
+use super::usage::{Sample, Tier};
 use crate::auth::{Principal, Role, Scope};
 use crate::events::{Follower, From};
 use crate::job::{Job, JobStatus};
 use crate::refusal::{unknown_job, unknown_sandbox};
 use crate::relay::Route;
 use crate::store::{jobs, sandboxes};
+
+/// An hour of usage, when nothing else is asked for.
+const USAGE_DEFAULT_MICROS: i64 = 3_600_000_000;
 
 /// The sandboxes, through the eyes of one caller.
 pub(crate) struct Visible<'a> {
@@ -153,6 +157,19 @@ impl Visible<'_> {
     pub(crate) async fn logs(&self, id_or_name: &str) -> Result<(Vec<ProcessLog>, Vec<Job>), Error> {
         let (sandbox, logs, jobs) = self.sandboxes.logs(id_or_name).await?;
         if self.sees(&sandbox) { Ok((logs, jobs)) } else { Err(unknown_sandbox(id_or_name)) }
+    }
+
+    /// What a sandbox used between two times in microseconds, also a deleted one; an hour when `from` is absent.
+    pub(crate) async fn usage(
+        &self,
+        id_or_name: &str,
+        from: Option<i64>,
+        to: Option<i64>,
+    ) -> Result<(Tier, Vec<Sample>), Error> {
+        let to = to.unwrap_or_else(|| self.sandboxes.clock.now());
+        let from = from.unwrap_or_else(|| to.saturating_sub(USAGE_DEFAULT_MICROS));
+        let (sandbox, tier, samples) = self.sandboxes.usage(id_or_name, from, to).await?;
+        if self.sees(&sandbox) { Ok((tier, samples)) } else { Err(unknown_sandbox(id_or_name)) }
     }
 
     /// A job of a sandbox that the caller sees.

@@ -295,6 +295,9 @@ pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, St
     let logs = "DELETE FROM process_log WHERE sandbox_id IN \
                 (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
     sqlx::query(logs).bind(before).execute(&mut *tx).await?;
+    let usage = "DELETE FROM usage WHERE sandbox_id IN \
+                 (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
+    sqlx::query(usage).bind(before).execute(&mut *tx).await?;
     let rows = "DELETE FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1";
     Ok(sqlx::query(rows).bind(before).execute(tx).await?.rows_affected())
 }

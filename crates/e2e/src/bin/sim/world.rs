@@ -142,7 +142,7 @@ async fn run(
         state_dir,
         name: Some(name),
         labels: BTreeMap::new(),
-        capacity: Some(Capacity { cpu_millis: 64_000, memory_bytes: 256 << 30, disk_bytes: 1 << 40, sandboxes: 12 }),
+        capacity: Capacity { cpu_millis: 64_000, memory_bytes: 256 << 30, disk_bytes: 1 << 40, sandboxes: 12 }.into(),
         source_roots: vec![],
         embedded: false,
     };

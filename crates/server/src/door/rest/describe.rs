@@ -8,6 +8,7 @@ use super::events::EventsQuery;
 use super::heartbeat::{Heartbeat, Received};
 use super::json::{CreateJson, ErrorJson, JobJson, JobsJson, RunnerJson, RunnersJson, SandboxJson, SandboxesJson};
 use super::ssh::ConnectionJson;
+use super::usage::{UsageJson, UsageQuery};
 use super::{ChangeQuery, JobsQuery, ListQuery};
 use crate::door::openapi::{Answer, Described};
 
@@ -69,9 +70,11 @@ fn sandboxes(schemas: &mut SchemaGenerator) -> Vec<Described> {
             "Tells how to reach a sandbox over SSH, with a credential of minutes",
             answer::<ConnectionJson>(schemas),
         ),
+        read("/api/v1/sandboxes/{id}/usage", "Tells what a sandbox used over time", answer::<UsageJson>(schemas))
+            .with_query::<UsageQuery>(schemas),
         read(
             "/api/v1/events",
-            "Follows what happens to sandboxes, as server-sent events",
+            "Follows what happens to sandboxes, as server-sent events or over a WebSocket",
             Answer::Text("text/event-stream"),
         )
         .with_query::<EventsQuery>(schemas),

@@ -1,21 +1,32 @@
-//! `GET /api/v1/events`: server-sent events. A browser that comes back says where it was by `Last-Event-ID`.
+//! `GET /api/v1/events`: server-sent events, or a WebSocket with one event a text message. A browser that comes back says
+//! where it was by `Last-Event-ID`, or `after`.
+//!
+//! A browser's WebSocket can bring no header but its subprotocols: there the key stands beside the protocol's name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Extension;
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{Query, Request, State};
 use axum::response::sse::{Event as SentEvent, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use dispense_api::error::Error;
-use futures_util::{Stream, stream};
-use http::HeaderMap;
+use futures_util::{SinkExt, StreamExt, stream};
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
+use http::{HeaderMap, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
 use super::super::Parts;
+use super::super::websocket::{self, Socket};
 use super::{Answer, bad_query, json};
-use crate::auth::Principal;
-use crate::events::From;
+use crate::auth::{Keys, Principal};
+use crate::events::{Follower, From};
 use crate::sandbox::spec::invalid;
 use crate::store::events::Event;
 
@@ -41,14 +52,37 @@ struct EventJson {
     data: BTreeMap<String, String>,
 }
 
+pub(super) const PATH: &str = "/api/v1/events";
+/// Of the WebSocket.
+const PROTOCOL: &str = "dispense.events.v1";
+/// Before a key that comes as a subprotocol.
+const BEARER: &str = "bearer.";
+/// Between two signs of life; proxies cut what is silent for a minute.
+const PING_INTERVAL: Duration = Duration::from_secs(25);
+/// One that takes nothing for this long is gone.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// A follower has nothing to say.
+const MESSAGE_MAX_BYTES: usize = 4096;
+
+/// Moves the key of a WebSocket to where it stands in every other request.
+pub(super) fn take_bearer(headers: &mut HeaderMap) {
+    if headers.contains_key(AUTHORIZATION) {
+        return;
+    }
+    let key = websocket::words(headers, SEC_WEBSOCKET_PROTOCOL).find_map(|word| word.strip_prefix(BEARER));
+    if let Some(value) = key.and_then(|key| HeaderValue::from_str(&format!("Bearer {key}")).ok()) {
+        headers.insert(AUTHORIZATION, value);
+    }
+}
+
 pub(super) async fn events(
     State(parts): State<Parts>,
     Extension(caller): Extension<Principal>,
-    headers: HeaderMap,
     query: Result<Query<EventsQuery>, QueryRejection>,
-) -> Answer<Sse<impl Stream<Item = Result<SentEvent, Error>>>> {
+    mut request: Request,
+) -> Answer<Response> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
-    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
+    let last = request.headers().get("last-event-id").and_then(|value| value.to_str().ok());
     let last = last.map(|text| text.parse::<i64>().map_err(|_| invalid("last-event-id", "it is not a number")));
     let from = match (last.transpose()?, query.after) {
         (Some(after), _) | (None, Some(after)) if after < 0 => return Err(invalid("after", "it is below 0").into()),
@@ -56,15 +90,48 @@ pub(super) async fn events(
         (None, None) => From::Now,
     };
     let follower = parts.sandboxes.seen_by(&caller).events(from, !query.no_follow).await?;
+    if websocket::is_asked(request.headers()) {
+        parts.origins.check(request.uri(), request.headers())?;
+        let (keys, key_id) = (parts.keys.clone(), caller.key_id);
+        let serve = |socket| feed(socket, follower, keys, key_id);
+        return Ok(websocket::accept(&mut request, PROTOCOL, MESSAGE_MAX_BYTES, serve)?);
+    }
     let events = stream::try_unfold(follower, |mut follower| async {
         let Some(event) = follower.next().await? else { return Ok(None) };
         Ok::<_, Error>(Some((sent(event), follower)))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
 
-fn sent(event: Event) -> SentEvent {
-    let kind = event.kind.clone();
+/// Sends events until there are no more, the follower goes, or its key opens nothing any more.
+async fn feed(mut socket: Socket, mut follower: Follower, keys: Arc<Keys>, key_id: String) {
+    let mut ping = tokio::time::interval(PING_INTERVAL);
+    let ended = keys.ended(&key_id);
+    tokio::pin!(ended);
+    let close = |code, reason: &str| Message::Close(Some(CloseFrame { code, reason: reason.into() }));
+    loop {
+        let message = tokio::select! {
+            event = follower.next() => match event {
+                Ok(Some(event)) => Message::Text(body(event).into()),
+                Ok(None) => close(CloseCode::Normal, "this is all"),
+                Err(error) => close(CloseCode::Error, error.code.as_str()),
+            },
+            () = &mut ended => close(CloseCode::Policy, "the API key was revoked or has expired"),
+            _ = ping.tick() => Message::Ping(Bytes::new()),
+            came = socket.next() => match came {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => continue,
+            },
+        };
+        let is_last = matches!(message, Message::Close(_));
+        let sent = tokio::time::timeout(SEND_TIMEOUT, socket.send(message)).await;
+        if is_last || !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+fn body(event: Event) -> String {
     let body = EventJson {
         seq: event.seq,
         at: json::time(event.at),
@@ -73,6 +140,10 @@ fn sent(event: Event) -> SentEvent {
         group: event.group,
         data: event.data,
     };
-    let text = serde_json::to_string(&body).unwrap_or_default();
-    SentEvent::default().id(event.seq.to_string()).event(kind).data(text)
+    serde_json::to_string(&body).unwrap_or_default()
+}
+
+fn sent(event: Event) -> SentEvent {
+    let (seq, kind) = (event.seq.to_string(), event.kind.clone());
+    SentEvent::default().id(seq).event(kind).data(body(event))
 }
