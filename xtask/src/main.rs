@@ -76,6 +76,7 @@ enum Bench {
     Peers,
     Scale,
     Api,
+    Workspace,
 }
 
 fn main() -> Result<()> {
@@ -148,6 +149,10 @@ fn bench(what: Bench, words: &[String]) -> Result<()> {
         Bench::Api => {
             clients::install(root())?;
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-api", "--"]).args(words).run()
+        }
+        Bench::Workspace => {
+            clients::install(root())?;
+            cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-workspace", "--"]).args(words).run()
         }
         Bench::Peers => {
             cargo(["run", "--release", "--package", "dispense-e2e", "--bin", "bench-peers", "--"]).args(words).run()

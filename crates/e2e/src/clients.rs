@@ -61,6 +61,14 @@ impl Clients {
         done(&copied, "cp");
     }
 
+    /// Puts a project of a Vite page, with its packages, into a folder.
+    pub fn put_site(&self, folder: &Path) {
+        for from in [self.folder.join("site"), scripts().join("site")] {
+            let copied = Command::new("cp").args(["-r", "--no-target-directory"]).arg(from).arg(folder).output();
+            done(&copied.expect("cp is there"), "cp");
+        }
+    }
+
     /// A Node script of this folder, which is to be started.
     pub fn node(&self, script: &str) -> Command {
         // Node looks for packages beside the script.

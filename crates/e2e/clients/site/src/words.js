@@ -1,0 +1,1 @@
+export const words = "first words";
