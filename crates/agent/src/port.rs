@@ -1,6 +1,7 @@
 //! Ports of the sandbox: byte streams to them, and who listens.
 
 mod diag;
+mod listen;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -19,6 +20,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::call::{Requests, Responses, gone};
+use crate::serve::Agent;
+
+use listen::Came;
+pub(crate) use listen::{Waiting, listen};
 
 /// A port on loopback answers at once, or nobody listens.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,19 +31,44 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 
 pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let first: OpenPortRequest = requests.only().await?;
-    let port = u16::try_from(first.port).ok().filter(|port| *port > 0);
-    let port =
-        port.ok_or_else(|| Error::new(Code::InvalidArgument, "port_invalid", "`port` is not one of 1 to 65535"))?;
-    let stream = connect(port).await?;
+    let came = if first.connection > 0 {
+        agent.waiting.take(first.connection)?
+    } else {
+        let port = u16::try_from(first.port).ok().filter(|port| *port > 0);
+        let port =
+            port.ok_or_else(|| Error::new(Code::InvalidArgument, "port_invalid", "`port` is not one of 1 to 65535"))?;
+        Came::Tcp(connect(port).await?)
+    };
     let connected = OpenPortResponse { kind: Some(open_port_response::Kind::Connected(true)) };
     responses.send(&connected).await.map_err(gone)?;
-    let (mut reader, mut writer) = stream.into_split();
+    match came {
+        Came::Tcp(stream) => {
+            let (reader, writer) = stream.into_split();
+            carry(first, reader, writer, requests, responses).await
+        }
+        Came::Unix(stream) => {
+            let (reader, writer) = stream.into_split();
+            carry(first, reader, writer, requests, responses).await
+        }
+    }
+}
+
+/// Carries one connection; each direction ends by itself.
+async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
+    first: OpenPortRequest,
+    mut reader: impl AsyncRead + Unpin,
+    mut writer: impl AsyncWrite + Unpin,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
     let failed = |error: io::Error| {
-        Error::new(Code::Unavailable, "port_failed", format!("port {port} ended the connection: {error}"))
+        let message = format!("the program in the sandbox ended the connection: {error}");
+        Error::new(Code::Unavailable, "port_failed", message)
     };
     let up = async {
         let mut buffer = BytesMut::new();

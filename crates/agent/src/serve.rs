@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::activity::Activity;
 use crate::call::{self, Gone, Requests, Responses};
 use crate::config::Config;
+use crate::port::Waiting;
 use crate::process::Processes;
 use crate::{file, port, process_calls, report};
 
@@ -42,6 +43,8 @@ pub struct Agent {
     /// Calls of `Shutdown` that wait for their answer.
     pub(crate) shutdown_calls: AtomicU32,
     pub(crate) shutdown_answered: Notify,
+    /// Connections that came to listeners.
+    pub(crate) waiting: Waiting,
     tasks: TaskTracker,
 }
 
@@ -62,8 +65,14 @@ impl Agent {
             shutdown_grace_ms: AtomicU32::new(0),
             shutdown_calls: AtomicU32::new(0),
             shutdown_answered: Notify::new(),
+            waiting: Waiting::default(),
             tasks,
         })
+    }
+
+    /// Runs a task that ends with the agent.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Waits until those that wait for the end have been answered.
@@ -185,7 +194,8 @@ where
         Method::WatchFiles => file::watch::watch(agent, requests, responses).await,
         Method::UploadArchive => file::transfer::upload(agent, requests, responses).await,
         Method::DownloadArchive => file::transfer::download(agent, requests, responses).await,
-        Method::OpenPort => port::open(requests, responses).await,
+        Method::OpenPort => port::open(agent, requests, responses).await,
+        Method::ListenPort => port::listen(agent, requests, responses).await,
         Method::ListPorts => port::list(requests, responses).await,
         Method::WatchPorts => port::watch(requests, responses).await,
         Method::Watch => report::watch(agent, requests, responses).await,

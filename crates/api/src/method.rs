@@ -76,6 +76,8 @@ methods! {
     DownloadArchive = "dispense.v1.FileService/DownloadArchive", Read;
     /// Opens a byte stream to a port.
     OpenPort = "dispense.v1.PortService/OpenPort", Write;
+    /// Listens in the sandbox, for whoever calls.
+    ListenPort = "dispense.v1.PortService/ListenPort", Write;
     /// Lists listening ports.
     ListPorts = "dispense.v1.PortService/ListPorts", Read;
     /// Tells when ports open and close.

@@ -57,7 +57,7 @@ pub use dispense_api::tls::{Pin, Trust};
 pub use dispense_api::v1;
 pub use files::{Download, Upload};
 pub use operations::EventStream;
-pub use ports::{PortReader, PortStream, PortWriter};
+pub use ports::{PortListener, PortReader, PortStream, PortWriter};
 pub use processes::{Events, Input, RunningProcess};
 
 /// A server that does not accept within this time is away.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::v1;
-use dispense_api::v1::{open_port_request, open_port_response};
+use dispense_api::v1::{listen_port_response, open_port_request, open_port_response};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,6 +18,16 @@ pub struct PortStream {
     pub writer: PortWriter,
     /// From the sandbox.
     pub reader: PortReader,
+}
+
+impl PortStream {
+    /// Ends this side's direction, and waits until the sandbox has taken all of it and ended the other; dropped before,
+    /// what is under way may be lost.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        drop(self.writer);
+        while self.reader.0.message().await.map_err(error::of)?.is_some() {}
+        Ok(())
+    }
 }
 
 /// Writes to a port. Dropping it ends the direction.
@@ -56,16 +66,57 @@ impl PortReader {
     }
 }
 
+/// A port of the sandbox whose connections come here.
+pub struct PortListener {
+    /// Which.
+    pub port: u16,
+    stream: Streaming<v1::ListenPortResponse>,
+}
+
+impl PortListener {
+    /// The number of the next connection, for [`Client::take_connection`]; `None` when the sandbox has ended.
+    pub async fn next(&mut self) -> Result<Option<u64>, Error> {
+        loop {
+            match self.stream.message().await.map_err(error::of)? {
+                None => return Ok(None),
+                Some(v1::ListenPortResponse { kind: Some(listen_port_response::Kind::Connection(number)) }) => {
+                    return Ok(Some(number));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
 impl Client {
     /// Opens a byte stream to a TCP port on the sandbox's loopback.
     pub async fn open_port(&self, sandbox: &str, port: u16) -> Result<PortStream, Error> {
-        let first = v1::OpenPortRequest { sandbox: sandbox.to_owned(), port: port.into(), kind: None };
+        self.connect_port(v1::OpenPortRequest { sandbox: sandbox.to_owned(), port: port.into(), ..Default::default() })
+            .await
+    }
+
+    /// Takes a connection that came to a listener of [`Client::listen_port`], once.
+    pub async fn take_connection(&self, sandbox: &str, connection: u64) -> Result<PortStream, Error> {
+        self.connect_port(v1::OpenPortRequest { sandbox: sandbox.to_owned(), connection, ..Default::default() }).await
+    }
+
+    /// Listens on a port of the sandbox's loopback, 0 for a free one, until the listener is dropped.
+    pub async fn listen_port(&self, sandbox: &str, port: u16) -> Result<PortListener, Error> {
+        let at = Some(v1::listen_port_request::At::Port(port.into()));
+        let request = v1::ListenPortRequest { sandbox: sandbox.to_owned(), at };
+        let mut stream = self.ports().listen_port(request).await.map_err(error::of)?.into_inner();
+        match stream.message().await.map_err(error::of)?.and_then(|message| message.kind) {
+            Some(listen_port_response::Kind::Listening(listening)) => {
+                let port = u16::try_from(listening.port).unwrap_or_default();
+                Ok(PortListener { port, stream })
+            }
+            _ => Err(Error::new(Code::Internal, reason::PROTOCOL, "the stream does not begin with `listening`")),
+        }
+    }
+
+    async fn connect_port(&self, first: v1::OpenPortRequest) -> Result<PortStream, Error> {
         let (writer, rest) = mpsc::channel(STREAM_MESSAGES);
-        let rest = ReceiverStream::new(rest).map(|kind| v1::OpenPortRequest {
-            sandbox: String::new(),
-            port: 0,
-            kind: Some(kind),
-        });
+        let rest = ReceiverStream::new(rest).map(|kind| v1::OpenPortRequest { kind: Some(kind), ..Default::default() });
         let messages = tokio_stream::once(first).chain(rest);
         let mut stream = self.ports().open_port(messages).await.map_err(error::of)?.into_inner();
         let first = stream.message().await.map_err(error::of)?.and_then(|message| message.kind);

@@ -1,14 +1,15 @@
 //! SSH from outside: OpenSSH's own ssh, scp and sftp, and rsync.
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use dispense_e2e::{Host, Mode, Up, wait};
+use dispense_e2e::pair::Running;
+use dispense_e2e::{Host, Mode, Up, host, wait};
 use serde_json::Value;
 
 /// For what a sandbox does, on a loaded machine.
@@ -238,6 +239,133 @@ fn ports_of_the_sandbox_are_forwarded_and_no_others() {
             let output = forwarded(target);
             assert!(output.stdout.is_empty() && !output.status.success(), "{target}: {output:?}");
         }
+    });
+}
+
+/// A program of this machine that answers each connection with a line and what it was sent.
+fn echo() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut sent = Vec::new();
+                let _ = stream.read_to_end(&mut sent);
+                let _ = stream.write_all(&[b"from outside: ", &sent[..]].concat());
+            });
+        }
+    });
+    address
+}
+
+/// What a program of the sandbox does with a port there.
+const CALL: &str = "import socket, sys\ns = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 30)\n\
+                    s.sendall(b'x' * 100000 + b'end')\ns.shutdown(socket.SHUT_WR)\nall = b''\n\
+                    while True:\n  more = s.recv(65536)\n  if not more: break\n  all += more\n\
+                    print(all[:14].decode(), len(all), all[-3:].decode())";
+
+#[test]
+fn a_port_of_the_sandbox_leads_back_to_the_client() {
+    with_site(&[], |site| {
+        site.host.ok(&["exec", "web", "--", "sh", "-c", &format!("cat > call.py <<'END'\n{CALL}\nEND")]);
+        let outside = echo();
+        let seen = "from outside:  100017 end\n";
+        let remote = format!("7000:{outside}");
+        let flags = ["-o", "ExitOnForwardFailure=yes", "-R", &remote];
+        let twice = "python3 call.py 7000; python3 call.py 7000";
+        assert_eq!(site.ok(&[&flags[..], &["dispense-web", twice]].concat()), seen.repeat(2));
+        // It ended with the connection.
+        let ports = || site.host.ok(&["port", "list", "web"]);
+        wait::until("nobody listens", PATIENCE, ports, |ports| !ports.contains("7000"));
+        let after = site.ssh(&["dispense-web", "python3 call.py 7000"]);
+        assert!(String::from_utf8_lossy(&after.stderr).contains("refused"), "{after:?}");
+        // One that something has already.
+        let taken = "exec python3 -m http.server --bind 127.0.0.1 7000";
+        site.host.ok(&["exec", "--detach", "web", "--", "sh", "-c", taken]);
+        wait::until("it listens", PATIENCE, ports, |ports| ports.contains("7000"));
+        let refused = site.ssh(&[&flags[..], &["dispense-web", "true"]].concat());
+        assert_eq!(refused.status.code(), Some(255), "{refused:?}");
+
+        // Without SSH.
+        let mut reverse = site
+            .host
+            .command(["port", "reverse", "web", &format!("0:{}", outside.port())])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let mut line = String::new();
+        BufReader::new(reverse.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it says where");
+        let port = line.strip_prefix("web:").and_then(|rest| rest.split(' ').next()).expect("a port").to_owned();
+        assert_eq!(site.host.ok(&["exec", "web", "--", "python3", "call.py", &port]), seen);
+        host::terminate(reverse.id());
+        assert!(reverse.wait().expect("ours").success());
+    });
+}
+
+#[test]
+fn the_clients_keys_are_there_when_they_are_asked_for_and_only_then() {
+    with_site(&[], |site| {
+        let key = site.host.work_dir().join("own");
+        keygen(&["-q", "-t", "ed25519", "-N", "", "-C", "of the client", "-f", &key.display().to_string()]);
+        site.host.own_tree(&site.host.work_dir());
+        // It ends with what it runs.
+        let with_agent = |flags: &str, command: &str| {
+            let script =
+                format!("ssh-add -q {} && ssh -F {} {flags} dispense-web '{command}'", key.display(), site.config());
+            let output = site.host.command_as("ssh-agent").args(["sh", "-c", &script]).stdin(Stdio::null()).output();
+            output.expect("ssh-agent is installed")
+        };
+        let list = with_agent("-A", "ssh-add -l; ls -l $SSH_AUTH_SOCK | cut -c1");
+        let text = String::from_utf8_lossy(&list.stdout);
+        assert!(text.contains("of the client") && text.ends_with("s\n"), "{list:?}");
+        let without = with_agent("", "echo [$SSH_AUTH_SOCK]");
+        assert_eq!(String::from_utf8_lossy(&without.stdout), "[]\n", "{without:?}");
+    });
+}
+
+#[test]
+fn a_jump_host_is_passed_through() {
+    const SSHD: &str = "/usr/sbin/sshd";
+    // sshd drops its privileges as root only.
+    if !Path::new(SSHD).is_file() || !Mode::available().contains(&Mode::Root) {
+        return host::skipped(&format!(
+            "a jump host: {SSHD} is not there (`apt-get install openssh-server`), or no root"
+        ));
+    }
+    with_site(&[], |site| {
+        if site.host.mode() != Mode::Root {
+            return;
+        }
+        let at = |name: &str| site.host.work_dir().join(name).display().to_string();
+        for name in ["jump-host", "jump-user"] {
+            keygen(&["-q", "-t", "ed25519", "-N", "", "-f", &at(name)]);
+        }
+        fs::create_dir_all("/run/sshd").expect("root may");
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+        let settings = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\n\
+             StrictModes no\nUsePAM no\nPermitRootLogin yes\n",
+            at("jump-host"),
+            at("jump-user.pub")
+        );
+        let settings = site.file("sshd_config", &settings);
+        let sshd = Command::new(SSHD).args(["-D", "-e", "-f", &settings]).stderr(Stdio::null()).spawn();
+        let sshd = Running::adopt(sshd.expect("it is there"));
+        let listens = || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+        wait::until("sshd listens", PATIENCE, listens, |listens| *listens);
+        let jump = format!(
+            "Include {}\nHost jump\n HostName 127.0.0.1\n Port {port}\n User root\n IdentityFile {}\n \
+             StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n",
+            site.config(),
+            at("jump-user")
+        );
+        let jump = site.file("jump-config", &jump);
+        let mut ssh = site.host.command_as("ssh");
+        ssh.args(["-F", &jump, "-o", "BatchMode=yes", "-J", "jump", "dispense-web", "echo through"]);
+        let output = ssh.stdin(Stdio::null()).output().expect("ssh is installed");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "through\n", "{output:?}");
+        sshd.stop();
     });
 }
 

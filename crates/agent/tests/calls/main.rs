@@ -291,7 +291,7 @@ async fn a_port_carries_bytes_both_ways_and_keeps_half_close() {
         stream.write_all(&[&b"got "[..], &all].concat()).await.expect("writable");
     });
     let mut call = sandbox.call(Method::OpenPort);
-    let request = |kind| v1::OpenPortRequest { sandbox: String::new(), port, kind: Some(kind) };
+    let request = |kind| v1::OpenPortRequest { port, kind: Some(kind), ..Default::default() };
     call.send(&request(v1::open_port_request::Kind::Data(Bytes::from_static(b"hello")))).await;
     call.send(&request(v1::open_port_request::Kind::Eof(true))).await;
     let mut seen = Vec::new();
@@ -305,7 +305,7 @@ async fn a_port_carries_bytes_both_ways_and_keeps_half_close() {
     }
     assert_eq!(seen, b"got hello");
     let mut closed = sandbox.call(Method::OpenPort);
-    closed.send(&v1::OpenPortRequest { sandbox: String::new(), port: 1, kind: None }).await;
+    closed.send(&v1::OpenPortRequest { port: 1, ..Default::default() }).await;
     assert_eq!(closed.status().await.reason, "port_closed");
 }
 

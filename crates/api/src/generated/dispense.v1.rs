@@ -3536,6 +3536,9 @@ pub struct OpenPortRequest {
     /// In the first message only; 1 to 65535.
     #[prost(uint32, tag = "2")]
     pub port: u32,
+    /// In the first message only, in place of `port`: as ListenPort told it.
+    #[prost(uint64, tag = "5")]
+    pub connection: u64,
     #[prost(oneof = "open_port_request::Kind", tags = "3, 4")]
     pub kind: ::core::option::Option<open_port_request::Kind>,
 }
@@ -3549,6 +3552,49 @@ pub mod open_port_request {
         #[prost(bool, tag = "4")]
         Eof(bool),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListenPortRequest {
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    #[prost(oneof = "listen_port_request::At", tags = "2, 3")]
+    pub at: ::core::option::Option<listen_port_request::At>,
+}
+/// Nested message and enum types in `ListenPortRequest`.
+pub mod listen_port_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum At {
+        /// On the loopback; 0 takes a free one.
+        #[prost(uint32, tag = "2")]
+        Port(u32),
+        /// A Unix socket for this user of the sandbox, at a path that the agent chooses; empty means the sandbox's user.
+        #[prost(string, tag = "3")]
+        SocketUser(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListenPortResponse {
+    #[prost(oneof = "listen_port_response::Kind", tags = "1, 2")]
+    pub kind: ::core::option::Option<listen_port_response::Kind>,
+}
+/// Nested message and enum types in `ListenPortResponse`.
+pub mod listen_port_response {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// First.
+        #[prost(message, tag = "1")]
+        Listening(super::Listening),
+        /// The number of a connection, for OpenPort.
+        #[prost(uint64, tag = "2")]
+        Connection(u64),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Listening {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    #[prost(string, tag = "2")]
+    pub socket: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OpenPortResponse {
@@ -3704,7 +3750,8 @@ pub mod port_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Opens a byte stream to a TCP port on the sandbox's loopback. The first message has `port`.
+        /// Opens a byte stream to a TCP port on the sandbox's loopback, or takes a connection that came to a listener. The first
+        /// message has `port` or `connection`.
         pub async fn open_port(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::OpenPortRequest>,
@@ -3728,6 +3775,32 @@ pub mod port_service_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("dispense.v1.PortService", "OpenPort"));
             self.inner.streaming(req, path, codec).await
+        }
+        /// Listens in the sandbox for as long as this call lasts: the way from there to whoever calls. Each connection that
+        /// comes is told by its number, and closed when nobody takes it within 10 seconds.
+        pub async fn listen_port(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListenPortRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ListenPortResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.v1.PortService/ListenPort",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dispense.v1.PortService", "ListenPort"));
+            self.inner.server_streaming(req, path, codec).await
         }
         pub async fn list_ports(
             &mut self,
@@ -3800,11 +3873,24 @@ pub mod port_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// Opens a byte stream to a TCP port on the sandbox's loopback. The first message has `port`.
+        /// Opens a byte stream to a TCP port on the sandbox's loopback, or takes a connection that came to a listener. The first
+        /// message has `port` or `connection`.
         async fn open_port(
             &self,
             request: tonic::Request<tonic::Streaming<super::OpenPortRequest>>,
         ) -> std::result::Result<tonic::Response<Self::OpenPortStream>, tonic::Status>;
+        /// Server streaming response type for the ListenPort method.
+        type ListenPortStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ListenPortResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Listens in the sandbox for as long as this call lasts: the way from there to whoever calls. Each connection that
+        /// comes is told by its number, and closed when nobody takes it within 10 seconds.
+        async fn listen_port(
+            &self,
+            request: tonic::Request<super::ListenPortRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ListenPortStream>, tonic::Status>;
         async fn list_ports(
             &self,
             request: tonic::Request<super::ListPortsRequest>,
@@ -3944,6 +4030,52 @@ pub mod port_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dispense.v1.PortService/ListenPort" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListenPortSvc<T: PortService>(pub Arc<T>);
+                    impl<
+                        T: PortService,
+                    > tonic::server::ServerStreamingService<super::ListenPortRequest>
+                    for ListenPortSvc<T> {
+                        type Response = super::ListenPortResponse;
+                        type ResponseStream = T::ListenPortStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListenPortRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PortService>::listen_port(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListenPortSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -48,4 +48,12 @@ pub(crate) enum PortCommand {
         #[arg(long, default_value = "127.0.0.1")]
         address: std::net::IpAddr,
     },
+    /// Let connections to a port of the sandbox's loopback reach one of this machine, until Ctrl-C
+    Reverse {
+        /// Name or id
+        sandbox: String,
+        /// REMOTE:LOCAL, or one number for both; REMOTE 0 takes a free one
+        #[arg(required = true, value_parser = units::forward)]
+        ports: Vec<Forward>,
+    },
 }

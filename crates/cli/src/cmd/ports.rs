@@ -1,8 +1,8 @@
 //! `dispense preview` and `dispense port`: what listens in a sandbox.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use dispense_client::{Client, Error};
+use dispense_client::{Client, Code, Error, PortListener, PortStream};
 use serde::Serialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -62,6 +62,7 @@ pub(super) async fn port(global: &Global, args: PortArgs) -> Result<u8, Error> {
     match args.command {
         PortCommand::List { sandbox } => list(global, &sandbox).await,
         PortCommand::Forward { sandbox, ports, address } => forward(global, &sandbox, &ports, address).await,
+        PortCommand::Reverse { sandbox, ports } => reverse(global, &sandbox, &ports).await,
     }
 }
 
@@ -100,12 +101,58 @@ async fn forward(global: &Global, sandbox: &str, ports: &[Forward], address: IpA
         say!("{there} -> {}:{}", sandbox.name, forward.there);
         listening.spawn(accept(listener, connected.client.clone(), sandbox.id.clone(), forward.there));
     }
+    until_stopped(&mut stop, listening).await
+}
+
+/// Until a listener ends, which only an error does, or somebody ends the command.
+async fn until_stopped(stop: &mut StopSignals, mut listening: JoinSet<Error>) -> Result<u8, Error> {
     tokio::select! {
         () = stop.next() => Ok(0),
         Some(ended) = listening.join_next() => match ended {
             Ok(error) => Err(error),
             Err(error) => Err(local("forward", &error)),
         },
+    }
+}
+
+async fn reverse(global: &Global, sandbox: &str, ports: &[Forward]) -> Result<u8, Error> {
+    let mut stop = StopSignals::listen()?;
+    let connected = connect(global).await?;
+    let sandbox = connected.client.get(sandbox).await?;
+    let mut listening = JoinSet::new();
+    for forward in ports {
+        let listener = connected.client.listen_port(&sandbox.id, forward.here).await?;
+        let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), forward.there);
+        say!("{}:{} -> {here}", sandbox.name, listener.port);
+        listening.spawn(accept_remote(listener, connected.client.clone(), sandbox.id.clone(), here));
+    }
+    until_stopped(&mut stop, listening).await
+}
+
+async fn accept_remote(mut listener: PortListener, client: Client, sandbox: String, here: SocketAddr) -> Error {
+    let mut connections = JoinSet::new();
+    loop {
+        let number = match listener.next().await {
+            Ok(Some(number)) => number,
+            Ok(None) => return Error::new(Code::Unavailable, "port_closed", "the sandbox has ended"),
+            Err(error) => return error,
+        };
+        while connections.try_join_next().is_some() || connections.len() >= CONNECTIONS_MAX {
+            if connections.len() >= CONNECTIONS_MAX {
+                connections.join_next().await;
+            }
+        }
+        let (client, sandbox) = (client.clone(), sandbox.clone());
+        connections.spawn(async move {
+            let carried = async {
+                let remote = client.take_connection(&sandbox, number).await?;
+                let connecting = TcpStream::connect(here).await;
+                carry(connecting.map_err(|error| local(format_args!("connect to {here}"), &error))?, remote).await
+            };
+            if let Err(error) = carried.await {
+                eprintln!("dispense: {here}: {}", error.message);
+            }
+        });
     }
 }
 
@@ -123,7 +170,8 @@ async fn accept(listener: TcpListener, client: Client, sandbox: String, port: u1
         }
         let (client, sandbox) = (client.clone(), sandbox.clone());
         connections.spawn(async move {
-            if let Err(error) = carry(stream, &client, &sandbox, port).await {
+            let carried = async { carry(stream, client.open_port(&sandbox, port).await?).await };
+            if let Err(error) = carried.await {
                 eprintln!("dispense: port {port}: {}", error.message);
             }
         });
@@ -131,12 +179,11 @@ async fn accept(listener: TcpListener, client: Client, sandbox: String, port: u1
 }
 
 /// Carries one connection; each direction ends by itself.
-async fn carry(stream: TcpStream, client: &Client, sandbox: &str, port: u16) -> Result<(), Error> {
+async fn carry(stream: TcpStream, mut remote: PortStream) -> Result<(), Error> {
     // What is typed must not wait for an acknowledgement.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "nodelay");
     }
-    let mut remote = client.open_port(sandbox, port).await?;
     let (mut reader, mut writer) = stream.into_split();
     let up = async {
         let mut buffer = bytes::BytesMut::new();
@@ -157,5 +204,6 @@ async fn carry(stream: TcpStream, client: &Client, sandbox: &str, port: u16) -> 
         writer.shutdown().await.map_err(|error| local("end the connection", &error))
     };
     // The sandbox's end of its direction may be the end of the connection: then the other way is closed there.
-    tokio::try_join!(up, down).map(drop)
+    tokio::try_join!(up, down)?;
+    remote.finish().await
 }

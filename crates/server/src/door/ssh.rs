@@ -4,7 +4,9 @@
 //! the password says. Everything beyond is the agent's: a channel is a process of the sandbox, or a byte stream to a port.
 
 mod channel;
+mod forward;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use dispense_api::error::Error;
 use dispense_api::id::SandboxId;
 use dispense_api::method::Method;
+use dispense_api::v1::listen_port_request::At;
 use russh::keys::{Algorithm, Certificate, EcdsaCurve, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
 use russh::{
@@ -20,7 +23,7 @@ use russh::{
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::Parts;
 use super::listener::{Listener, accept};
@@ -34,6 +37,8 @@ use channel::Setup;
 const CONNECTIONS_MAX: usize = 4096;
 /// Channels of one connection: terminals, forwarded connections.
 const CHANNELS_MAX: usize = 256;
+/// Listeners in the sandbox of one connection.
+const LISTENERS_MAX: usize = 32;
 /// Until somebody has said who they are.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A connection on which nothing happens at all is ended.
@@ -46,6 +51,8 @@ const REJECTION_TIME: Duration = Duration::from_millis(500);
 const ATTEMPTS_MAX: usize = 6;
 /// For a sandbox that sleeps or starts.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where programs look for the keys of `ssh -A`.
+const AGENT_SOCKET: &str = "SSH_AUTH_SOCK";
 /// Between the network and a channel's reader.
 const CHANNEL_MESSAGES: usize = 64;
 
@@ -103,6 +110,8 @@ impl SshDoor {
             entered,
             channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
             setups: channel::Setups::default(),
+            listeners: HashMap::new(),
+            agent: None,
         };
         let begun = tokio::time::timeout(LOGIN_TIMEOUT, russh::server::run_stream(config, stream, connection)).await;
         let Ok(Ok(mut running)) = begun else { return };
@@ -164,6 +173,10 @@ struct Connection {
     entered: watch::Sender<Option<String>>,
     channels: Arc<Semaphore>,
     setups: channel::Setups,
+    /// By the address and port that the client asked for.
+    listeners: HashMap<(String, u32), AbortOnDropHandle<()>>,
+    /// For the client's keys; the same for all its channels.
+    agent: Option<(String, AbortOnDropHandle<()>)>,
 }
 
 impl Connection {
@@ -268,8 +281,9 @@ impl Handler for Connection {
                 Ok(mut stream) => {
                     reply.accept().await;
                     let mut channel = channel.into_stream();
-                    if let Err(error) = tokio::io::copy_bidirectional(&mut channel, &mut stream).await {
-                        tracing::debug!(%error, "a forwarded connection ended");
+                    match tokio::io::copy_bidirectional(&mut channel, &mut stream).await {
+                        Ok(_) => stream.finish().await,
+                        Err(error) => tracing::debug!(%error, "a forwarded connection ended"),
                     }
                 }
                 Err(error) => {
@@ -280,6 +294,34 @@ impl Handler for Connection {
             drop(slot);
         });
         Ok(())
+    }
+
+    async fn tcpip_forward(&mut self, address: &str, port: &mut u32, session: &mut Session) -> Done<bool> {
+        if self.listeners.len() >= LISTENERS_MAX {
+            return Ok(false);
+        }
+        // Whatever the address: it is the sandbox's own loopback, as it is where sshd is not told otherwise.
+        let Some(listener) = self.listen(At::Port(*port)).await else { return Ok(false) };
+        *port = listener.at.port;
+        let kind = forward::Kind::Port { address: address.to_owned(), port: *port };
+        let passing = tokio::spawn(listener.pass(kind, session.handle(), self.channels.clone()));
+        self.listeners.insert((address.to_owned(), *port), AbortOnDropHandle::new(passing));
+        Ok(true)
+    }
+
+    async fn cancel_tcpip_forward(&mut self, address: &str, port: u32, _session: &mut Session) -> Done<bool> {
+        Ok(self.listeners.remove(&(address.to_owned(), port)).is_some())
+    }
+
+    async fn agent_request(&mut self, channel: ChannelId, session: &mut Session) -> Done<bool> {
+        if self.agent.is_none() {
+            let Some(listener) = self.listen(At::SocketUser(String::new())).await else { return Ok(false) };
+            let socket = listener.at.socket.clone();
+            let passing = tokio::spawn(listener.pass(forward::Kind::Agent, session.handle(), self.channels.clone()));
+            self.agent = Some((socket, AbortOnDropHandle::new(passing)));
+        }
+        let socket = self.agent.as_ref().map(|(socket, _)| socket.as_str()).unwrap_or_default();
+        Ok(self.setups.with(channel, |setup| setup.variable(AGENT_SOCKET, socket)))
     }
 
     async fn pty_request(
@@ -322,6 +364,16 @@ impl Handler for Connection {
 }
 
 impl Connection {
+    /// Listens in the sandbox; what speaks against it is in the log, since the client is told no reason.
+    async fn listen(&self, at: At) -> Option<forward::Listener> {
+        let route = self.route(Method::ListenPort).await;
+        let listener = match route {
+            Ok(route) => forward::Listener::open(self.door.parts.relay.clone(), route, at).await,
+            Err(error) => Err(error),
+        };
+        listener.inspect_err(|error| tracing::info!(sandbox = %self.sandbox, %error, "nothing listens for SSH")).ok()
+    }
+
     /// Starts what a channel asks for; from here on a task has the channel.
     async fn start(&mut self, id: ChannelId, args: Vec<String>, session: &mut Session) -> Done<()> {
         let Some(setup) = self.setups.take(id) else { return answer(session, id, false) };

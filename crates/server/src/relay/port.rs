@@ -18,6 +18,8 @@ use tokio_util::sync::PollSender;
 use super::call::{Answers, broken, lost};
 use super::{Origin, Relay, Route};
 
+/// For the last bytes, to a program that may not read them.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of one message towards the sandbox.
 const CHUNK_BYTES: usize = 64 << 10;
 /// A port on the sandbox's loopback answers at once, or nobody listens.
@@ -36,7 +38,16 @@ pub(crate) struct PortStream {
 impl Relay {
     /// Connects to a TCP port on the sandbox's loopback; `timeout` is for a sandbox that is starting.
     pub(crate) async fn connect_port(&self, route: &Route, port: u16, timeout: Duration) -> Result<PortStream, Error> {
-        let first = OpenPortRequest { sandbox: route.sandbox.to_string(), port: port.into(), kind: None };
+        self.open_port(route, OpenPortRequest { port: port.into(), ..Default::default() }, timeout).await
+    }
+
+    /// Takes a connection that came to a listener in the sandbox.
+    pub(crate) async fn take_connection(&self, route: &Route, connection: u64) -> Result<PortStream, Error> {
+        self.open_port(route, OpenPortRequest { connection, ..Default::default() }, CONNECT_TIMEOUT).await
+    }
+
+    async fn open_port(&self, route: &Route, first: OpenPortRequest, timeout: Duration) -> Result<PortStream, Error> {
+        let (port, first) = (first.port, OpenPortRequest { sandbox: route.sandbox.to_string(), ..first });
         let (requests, answers) = self.call(route, Method::OpenPort, &Origin::default(), &first, timeout).await?;
         let mut stream = PortStream {
             answers,
@@ -58,6 +69,16 @@ impl Relay {
 }
 
 impl PortStream {
+    /// After both directions have ended: waits until the sandbox has taken everything, or does not.
+    pub(crate) async fn finish(mut self) {
+        let ended = async {
+            while let Ok(Frame::Message(_)) = std::future::poll_fn(|context| self.answers.poll_frame(context)).await {}
+        };
+        if tokio::time::timeout(FINISH_TIMEOUT, ended).await.is_err() {
+            tracing::debug!("the last bytes to a port were not taken");
+        }
+    }
+
     fn poll_connected(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
         match ready!(self.answers.poll_frame(context)) {
             Ok(Frame::Message(message)) => match kind(message) {
