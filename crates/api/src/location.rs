@@ -1,6 +1,7 @@
 //! Where a tree is.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// As object stores have it.
@@ -26,6 +27,19 @@ pub enum Location {
         /// In lower-case hex.
         sha256: Option<String>,
     },
+    /// `https://HOST/PATH.git`, with `#BRANCH` a branch or tag of it: a clone.
+    Git {
+        /// Without the fragment.
+        url: String,
+        /// The repository's own choice when it is absent.
+        branch: Option<String>,
+    },
+}
+
+/// Whether a path or a URL is, or is below, what a runner shares. Neither a checksum nor a branch makes a URL another.
+pub fn is_within(place: &str, root: &str) -> bool {
+    let place = if place.starts_with('/') { place } else { place.split('#').next().unwrap_or_default() };
+    Path::new(place).starts_with(root)
 }
 
 /// A text that is no location.
@@ -41,8 +55,9 @@ impl FromStr for Location {
         if text.len() > URL_MAX_BYTES || !printable {
             return Err(InvalidLocation("it is too long for a URL, or has characters that no URL has"));
         }
-        let (scheme, rest) =
-            text.split_once("://").ok_or(InvalidLocation("use s3://BUCKET/PREFIX, or https://HOST/PATH.tar.gz"))?;
+        let (scheme, rest) = text
+            .split_once("://")
+            .ok_or(InvalidLocation("use s3://BUCKET/PREFIX, https://HOST/PATH.tar.gz or https://HOST/PATH.git"))?;
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         if host.is_empty() || host.contains('@') {
             return Err(InvalidLocation("it names no host, or has a password in it, which would be stored and shown"));
@@ -52,8 +67,8 @@ impl FromStr for Location {
         }
         match scheme {
             "s3" => s3(host, path),
-            "https" | "http" => archive(text, path),
-            _ => Err(InvalidLocation("use s3://BUCKET/PREFIX, or https://HOST/PATH.tar.gz")),
+            "https" | "http" => over_http(text, path),
+            _ => Err(InvalidLocation("use s3://BUCKET/PREFIX, https://HOST/PATH.tar.gz or https://HOST/PATH.git")),
         }
     }
 }
@@ -66,8 +81,19 @@ fn s3(bucket: &str, prefix: &str) -> Result<Location, InvalidLocation> {
     Ok(Location::S3 { bucket: bucket.to_owned(), prefix: prefix.trim_matches('/').to_owned() })
 }
 
-fn archive(text: &str, path: &str) -> Result<Location, InvalidLocation> {
+fn over_http(text: &str, path: &str) -> Result<Location, InvalidLocation> {
     let (url, fragment) = text.split_once('#').map_or((text, None), |(url, fragment)| (url, Some(fragment)));
+    if !url.ends_with(".git") {
+        return archive(url, fragment, path);
+    }
+    // It goes to git as an argument; git itself refuses what is no name.
+    if fragment.is_some_and(|branch| branch.is_empty() || branch.starts_with('-')) {
+        return Err(InvalidLocation("what stands behind `#` is not the name of a branch"));
+    }
+    Ok(Location::Git { url: url.to_owned(), branch: fragment.map(str::to_owned) })
+}
+
+fn archive(url: &str, fragment: Option<&str>, path: &str) -> Result<Location, InvalidLocation> {
     let sha256 = fragment.map(|fragment| {
         let digits = fragment.strip_prefix(SHA256_FRAGMENT).map(str::to_ascii_lowercase);
         let digits = digits
@@ -76,7 +102,7 @@ fn archive(text: &str, path: &str) -> Result<Location, InvalidLocation> {
     });
     let file = path.split(['?', '#']).next().unwrap_or_default();
     if ![".tar", ".tar.gz", ".tgz"].iter().any(|end| file.ends_with(end)) {
-        return Err(InvalidLocation("an archive's name ends in .tar, .tar.gz or .tgz"));
+        return Err(InvalidLocation("an archive's name ends in .tar, .tar.gz or .tgz, a repository's in .git"));
     }
     Ok(Location::Archive { url: url.to_owned(), sha256: sha256.transpose()? })
 }
@@ -85,7 +111,8 @@ impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
-            Self::Archive { url, sha256: None } => write!(f, "{url}"),
+            Self::Archive { url, sha256: None } | Self::Git { url, branch: None } => write!(f, "{url}"),
+            Self::Git { url, branch: Some(branch) } => write!(f, "{url}#{branch}"),
             Self::Archive { url, sha256: Some(sha256) } => write!(f, "{url}#{SHA256_FRAGMENT}{sha256}"),
         }
     }
@@ -94,6 +121,20 @@ impl fmt::Display for Location {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shared_is_whole_components() {
+        for (place, root, within) in [
+            ("s3://code/app", "s3://code", true),
+            ("s3://codes/app", "s3://code", false),
+            ("https://a.org/b.git#main", "https://a.org/b.git", true),
+            ("https://a.org/b.gitx#main", "https://a.org/b.git", false),
+            ("/srv/code/#1", "/srv/code", true),
+            ("/srv/code#1", "/srv/code", false),
+        ] {
+            assert_eq!(is_within(place, root), within, "{place}");
+        }
+    }
 
     #[test]
     fn locations_are_read_and_what_is_none_is_refused() {
@@ -105,7 +146,14 @@ mod tests {
         let archive = pinned.parse::<Location>().expect("valid");
         assert_eq!(archive.to_string(), pinned.to_ascii_lowercase());
         "http://127.0.0.1:8000/a.tgz?x=1".parse::<Location>().expect("valid");
+        let cloned = "https://example.org/team/code.git#feature/one".parse::<Location>().expect("valid");
+        let (url, branch) = ("https://example.org/team/code.git".to_owned(), Some("feature/one".to_owned()));
+        assert_eq!(cloned, Location::Git { url, branch });
+        assert_eq!(cloned.to_string(), "https://example.org/team/code.git#feature/one");
         for wrong in [
+            "https://example.org/code.git#--upload-pack=x",
+            "https://example.org/code.git#",
+            "ssh://example.org/code.git",
             "",
             "/etc",
             "s3://",

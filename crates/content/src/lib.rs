@@ -1,12 +1,14 @@
-//! What workspaces are filled from, and saved to, by URL: object storage with the protocol of S3, and archives over
-//! HTTP. A tree is a tar stream here, as in `UploadArchive` and `DownloadArchive`.
+//! What workspaces are filled from, and saved to, by URL: object storage with the protocol of S3, archives and git
+//! repositories over HTTP. A tree is a tar stream here, as in `UploadArchive` and `DownloadArchive`.
 //!
 //! Credentials come from the variables of the process (`AWS_…`), never from a URL: a URL is stored, listed and logged.
 
+mod git;
 mod s3;
 mod web;
 
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,17 +81,19 @@ impl ContentError {
     }
 }
 
-/// Streams a tree as tar; `progress` is told what has been read so far.
+/// Streams a tree as tar; `progress` is told what has been read so far. A clone needs the directory `scratch`.
 ///
 /// CANCEL SAFETY: dropped half-way, nothing is left behind here.
 pub async fn fetch(
     location: &Location,
+    scratch: &Path,
     chunks: mpsc::Sender<Bytes>,
     progress: impl FnMut(Moved) + Send,
 ) -> Result<Moved, ContentError> {
     match location {
         Location::S3 { bucket, prefix } => s3::fetch(bucket, prefix, chunks, progress).await,
         Location::Archive { url, sha256 } => web::fetch(url, sha256.as_deref(), chunks, progress).await,
+        Location::Git { url, branch } => git::fetch(url, branch.as_deref(), scratch, chunks, progress).await,
     }
 }
 
@@ -102,7 +106,7 @@ pub async fn save(
 ) -> Result<Moved, ContentError> {
     match location {
         Location::S3 { bucket, prefix } => s3::save(bucket, prefix, chunks, progress).await,
-        Location::Archive { url, .. } => Err(ContentError::ReadOnly(url.clone())),
+        Location::Archive { url, .. } | Location::Git { url, .. } => Err(ContentError::ReadOnly(url.clone())),
     }
 }
 

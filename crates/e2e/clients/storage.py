@@ -42,8 +42,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        with open(folder + self.path.split("?")[0], "rb") as file:
-            data = file.read()
+        try:
+            with open(folder + self.path.split("?")[0], "rb") as file:
+                data = file.read()
+        except OSError:
+            self.send_error(404)
+            return
         begin, is_first = 0, self.path not in self.seen
         self.seen.add(self.path)
         if "Range" in self.headers:

@@ -143,3 +143,37 @@ fn a_workspace_comes_from_an_archive_which_must_be_the_one_that_is_meant() {
     refused(&host, &storage, &["run", "--content", &text, "--", "true"], "could not be filled");
     host.finish();
 }
+
+#[test]
+fn a_workspace_is_a_clone_of_a_repository_on_the_branch_that_is_meant() {
+    let Some(clients) = Clients::available() else { return };
+    let storage = Storage::start(&clients);
+    let folder = storage.folder.path();
+    let script = "git init -q -b main work && cd work && git config user.name T && git config user.email t@example.org && \
+                  echo one > file && git add . && git commit -qm one && git checkout -qb feature && echo two > file && \
+                  ln -s file link && git add . && git commit -qm two && git checkout -q main && \
+                  git clone -q --bare . ../code.git && cd ../code.git && git update-server-info";
+    let made = Command::new("sh").args(["-c", script]).current_dir(folder).output().expect("sh is there");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    for mode in Mode::available() {
+        let host = Host::new(mode);
+        let up = host.up_with_all(&["--source-root", &format!("{}/code.git", storage.web)], &[]);
+        let url = format!("{}/code.git", storage.web);
+        let show = "cat file; git log --format=%s; git status --short --branch; git remote get-url origin";
+        ok(&host, &storage, &["create", "--name", "main", "--content", &url]);
+        let text = host.ok(&["exec", "main", "--", "sh", "-c", show]);
+        assert_eq!(text, format!("one\none\n## main...origin/main\n{url}\n"));
+        ok(&host, &storage, &["create", "--name", "feature", "--content", &format!("{url}#feature")]);
+        let text =
+            host.ok(&["exec", "feature", "--", "sh", "-c", "cat link; git log --format=%s; git branch --show-current"]);
+        assert_eq!(text, "two\ntwo\none\nfeature\n");
+        refused(&host, &storage, &["create", "--content", &format!("{url}#nothing")], "nothing not found");
+        let other = format!("{}/other.git", storage.web);
+        refused(&host, &storage, &["create", "--content", &other], "shares only");
+        for name in ["main", "feature"] {
+            host.ok(&["delete", name]);
+        }
+        up.stop();
+        host.finish();
+    }
+}

@@ -22,7 +22,7 @@ use dispense_api::archive::Chunks;
 use dispense_api::error::reason;
 use dispense_api::id::SandboxId;
 use dispense_api::limits;
-use dispense_api::location::Location;
+use dispense_api::location::{self, Location};
 use dispense_api::source::{self, Source, SourceError};
 use dispense_backend::{Backend, BackendError};
 use dispense_content::{ContentError, Moved};
@@ -155,7 +155,7 @@ impl Contents {
         progress: impl Fn(String) + Send + Sync,
     ) -> Result<(), BackendError> {
         let text = location.to_string();
-        if !self.roots.iter().any(|root| Path::new(&text).starts_with(root)) {
+        if !self.roots.iter().any(|root| location::is_within(&text, &root.to_string_lossy())) {
             return Err(self.outside(&text));
         }
         let mut told = Instant::now();
@@ -166,7 +166,8 @@ impl Contents {
             }
         };
         let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-        let fetch = dispense_content::fetch(location, sender, tell);
+        let scratch = self.folder.join(SCRATCH);
+        let fetch = dispense_content::fetch(location, &scratch, sender, tell);
         let (fetched, uploaded) = tokio::join!(fetch, agent::upload(backend, sandbox, DESTINATION, chunks));
         match (fetched, uploaded) {
             // The agent stopped taking it, and says why.

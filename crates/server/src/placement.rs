@@ -4,9 +4,9 @@
 //! id, so that the same problem has the same solution.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use dispense_api::id::RunnerId;
+use dispense_api::location;
 
 use crate::sandbox::spec::{Locality, Network, Spec};
 
@@ -224,7 +224,7 @@ fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     if !runner.templates.contains(&spec.template) {
         return Some(Misfit::Template);
     }
-    let within = |directory: &str| runner.source_roots.iter().any(|root| Path::new(directory).starts_with(root));
+    let within = |directory: &str| runner.source_roots.iter().any(|root| location::is_within(directory, root));
     if spec.content.as_ref().is_some_and(|content| !within(&content.directory)) {
         return Some(Misfit::Content(runner.source_roots.clone()));
     }

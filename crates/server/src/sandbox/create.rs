@@ -152,7 +152,7 @@ impl Sandboxes {
     }
 }
 
-fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now: i64) -> Sandbox {
+pub(super) fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now: i64) -> Sandbox {
     let mut life = Lifecycle::new();
     if runner.is_some() {
         life.fact(Fact::Placed);
