@@ -130,18 +130,27 @@ impl Kept {
 
     /// Writes down what a process wrote.
     async fn write_down(self: &Arc<Self>, process: &Arc<Process>) {
-        let (kept, written) = (self.clone(), process.clone());
-        let write = move || {
-            let Some(spool) = &kept.spool else { return };
-            if let Err(error) = spool.append(&written.log(finished_max_bytes() / STREAMS_MAX)) {
-                tracing::warn!(pid = written.pid, %error, "output is kept no longer than the agent");
+        if process.kept_bytes() > AT_ONCE_MAX_BYTES {
+            let (kept, written) = (self.clone(), process.clone());
+            let (done, over) = oneshot::channel();
+            let write = move || {
+                kept.append(&written);
+                // Whoever waited may have gone.
+                let _ = done.send(());
+            };
+            // The runtime's own threads would end the task where a sandbox may have no more of them.
+            if std::thread::Builder::new().name("spool".to_owned()).spawn(write).is_ok() {
+                let _ = over.await;
+                return;
             }
-        };
-        if process.kept_bytes() <= AT_ONCE_MAX_BYTES {
-            return write();
         }
-        if let Err(error) = tokio::task::spawn_blocking(write).await {
-            tracing::warn!(%error, "output was not written down");
+        self.append(process);
+    }
+
+    fn append(&self, process: &Process) {
+        let Some(spool) = &self.spool else { return };
+        if let Err(error) = spool.append(&process.log(finished_max_bytes() / STREAMS_MAX)) {
+            tracing::warn!(pid = process.pid, %error, "output is kept no longer than the agent");
         }
     }
 }

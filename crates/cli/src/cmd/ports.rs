@@ -137,11 +137,7 @@ async fn accept_remote(mut listener: PortListener, client: Client, sandbox: Stri
             Ok(None) => return Error::new(Code::Unavailable, "port_closed", "the sandbox has ended"),
             Err(error) => return error,
         };
-        while connections.try_join_next().is_some() || connections.len() >= CONNECTIONS_MAX {
-            if connections.len() >= CONNECTIONS_MAX {
-                connections.join_next().await;
-            }
-        }
+        room(&mut connections).await;
         let (client, sandbox) = (client.clone(), sandbox.clone());
         connections.spawn(async move {
             let carried = async {
@@ -163,11 +159,7 @@ async fn accept(listener: TcpListener, client: Client, sandbox: String, port: u1
             Ok((stream, _)) => stream,
             Err(error) => return local("accept", &error),
         };
-        while connections.try_join_next().is_some() || connections.len() >= CONNECTIONS_MAX {
-            if connections.len() >= CONNECTIONS_MAX {
-                connections.join_next().await;
-            }
-        }
+        room(&mut connections).await;
         let (client, sandbox) = (client.clone(), sandbox.clone());
         connections.spawn(async move {
             let carried = async { carry(stream, client.open_port(&sandbox, port).await?).await };
@@ -175,6 +167,15 @@ async fn accept(listener: TcpListener, client: Client, sandbox: String, port: u1
                 eprintln!("dispense: port {port}: {}", error.message);
             }
         });
+    }
+}
+
+/// Waits until one more connection may be carried.
+async fn room(connections: &mut JoinSet<()>) {
+    while connections.try_join_next().is_some() || connections.len() >= CONNECTIONS_MAX {
+        if connections.len() >= CONNECTIONS_MAX {
+            connections.join_next().await;
+        }
     }
 }
 

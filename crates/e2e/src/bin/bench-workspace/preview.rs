@@ -74,11 +74,11 @@ struct Site {
 }
 
 /// A configuration that needs nothing of the package's own.
-fn configuration(folder: &Path, server: &str) -> String {
+fn configuration(folder: &Path, server: &str, log: &str) -> String {
     let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
     let temp: String = temp.iter().map(|kind| format!("{kind}_temp_path {}/{kind};\n", folder.display())).collect();
     format!(
-        "daemon off;\nworker_processes 1;\nerror_log stderr;\npid {}/pid;\nevents {{}}\nhttp {{\naccess_log off;\n\
+        "daemon off;\nworker_processes 1;\nerror_log stderr;\npid {}/pid;\nevents {{}}\nhttp {{\naccess_log {log};\n\
          sendfile on;\nkeepalive_requests 1000000000;\n{temp}{server}\n}}\n",
         folder.display()
     )
@@ -87,7 +87,7 @@ fn configuration(folder: &Path, server: &str) -> String {
 fn through_preview(ours: &Ours, site: &Path) -> Result<Site> {
     let inside = Path::new("/workspace/site");
     let server = format!("server {{ listen 127.0.0.1:{PORT}; root {}; }}", inside.display());
-    fs::write(site.join("nginx.conf"), format!("user user;\n{}", configuration(inside, &server)))?;
+    fs::write(site.join("nginx.conf"), format!("user user;\n{}", configuration(inside, &server, "off")))?;
     ours.dispense(&["cp", "--quiet", &site.display().to_string(), &format!("{NAME}:/workspace/site")])?;
     ours.dispense(&["exec", "--detach", NAME, "--", "nginx", "-c", "/workspace/site/nginx.conf"])?;
     let list = || ours.dispense(&["port", "list", NAME]).unwrap_or_default();
@@ -109,8 +109,10 @@ fn through_nginx(folder: &Path, site: &Path) -> Result<(Nginx, Nginx, Site)> {
          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://site; proxy_http_version 1.1; \
          proxy_set_header Connection \"\"; }} }}"
     );
-    let backend = Nginx::start(&folder.join("backend"), &backend, behind)?;
-    let proxy = Nginx::start(&folder.join("proxy"), &proxy, port)?;
+    let backend = Nginx::start(&folder.join("backend"), &backend, "off", behind)?;
+    // As its package has it, and as ours.
+    let log = folder.join("proxy/access.log").display().to_string();
+    let proxy = Nginx::start(&folder.join("proxy"), &proxy, &log, port)?;
     Ok((backend, proxy, Site { port, host: format!("127.0.0.1:{port}"), cookie: "none=none".to_owned() }))
 }
 
@@ -164,10 +166,10 @@ fn curl(args: &[&str]) -> Result<String> {
 struct Nginx(Child);
 
 impl Nginx {
-    fn start(folder: &Path, server: &str, port: u16) -> Result<Self> {
+    fn start(folder: &Path, server: &str, log: &str, port: u16) -> Result<Self> {
         fs::create_dir(folder)?;
         let file: PathBuf = folder.join("nginx.conf");
-        fs::write(&file, format!("user root;\n{}", configuration(folder, server)))?;
+        fs::write(&file, format!("user root;\n{}", configuration(folder, server, log)))?;
         let mut command = Command::new(NGINX);
         command.arg("-c").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.stderr(fs::File::create(folder.join("log"))?).spawn()?;

@@ -36,7 +36,12 @@ pub(crate) fn measure(ours: &Ours, args: &Args, table: &mut Table) -> Result<()>
         &folder.join("big.txt").display().to_string(),
         &format!("{NAME}:/workspace/big.txt"),
     ])?;
-    let node = Node::start(&clients, &folder)?;
+    let Some(node) = Node::start(&clients, &folder)? else {
+        println!(
+            "not measured: terminal and files (node-pty was not built: npm needs python3, make, g++ and Node's headers)"
+        );
+        return Ok(());
+    };
     let path = format!("/workspace/{NAME}");
     for round in 0..=args.rounds {
         let mine = client(&clients, args, &format!("http://{}", ours.address), &path, &ours.key)?;
@@ -85,12 +90,14 @@ struct Node {
 }
 
 impl Node {
-    fn start(clients: &Clients, folder: &Path) -> Result<Self> {
+    /// `None` where what it needs is not installed.
+    fn start(clients: &Clients, folder: &Path) -> Result<Option<Self>> {
         let mut command = clients.node("bench-workspace-server.mjs");
         let mut child = command.env("DIR", folder).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("piped")?).read_line(&mut line)?;
-        Ok(Self { child, url: format!("http://127.0.0.1:{}", line.trim()) })
+        let node = Self { child, url: format!("http://127.0.0.1:{}", line.trim()) };
+        Ok((!line.is_empty()).then_some(node))
     }
 }
 
