@@ -5,20 +5,20 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use dispense_api::v1::ProcessLog;
 use prost::Message;
 
-/// Where the agent of a sandbox has it.
-pub(crate) const FOLDER: &str = "/var/lib/dispense/output";
+/// Where the agent of a sandbox has it: the one directory that every sandbox has in a layer of its own. To make others costs more than
+/// a short command.
+pub(crate) const FOLDER: &str = "/";
 /// The file that is written to, and the one before it.
-const CURRENT: &str = "current";
-const FORMER: &str = "former";
+const CURRENT: &str = ".dispense-output";
+const FORMER: &str = ".dispense-output.former";
 /// Of the sandbox's administrator only: a user's processes may have been told secrets.
-const FOLDER_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// A sequence of logs, each behind its length. What stands in the files is the sandbox's own and is parsed as such.
@@ -77,7 +77,6 @@ impl Spool {
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.is_none() {
-            fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(&self.folder)?;
             *current = Some(self.open_current()?);
         }
         let Some(file) = current.as_mut() else { return Ok(()) };
@@ -135,12 +134,12 @@ mod tests {
     #[test]
     fn what_one_agent_keeps_the_next_one_reads_in_order() {
         let folder = tempfile::tempdir().unwrap();
-        let spool = Spool::new(&folder.path().join("output"), 1 << 20);
+        let spool = Spool::new(folder.path(), 1 << 20);
         assert!(spool.read().is_empty());
         for pid in 1..=3 {
             spool.append(&log(pid, 100)).unwrap();
         }
-        let next = Spool::new(&folder.path().join("output"), 1 << 20);
+        let next = Spool::new(folder.path(), 1 << 20);
         assert_eq!(pids(&next), [1, 2, 3]);
         next.append(&log(4, 100)).unwrap();
         assert_eq!(pids(&next), [1, 2, 3, 4]);
