@@ -3,11 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+
+use dispense_api::limits::ports;
 
 /// Interval of heartbeats when nothing is said.
 const REPORT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
+/// Connections to the services inside the sandbox, when nothing is said, and at most: those that wait to be taken are bounded.
+const MAX_SESSIONS_DEFAULT: usize = 64;
+const MAX_SESSIONS_MAX: usize = 512;
 /// Where commands are looked for when the sandbox has no PATH.
 const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -26,7 +33,16 @@ pub struct Config {
     pub workdir: PathBuf,
     /// `AGENT_USER`.
     pub user: String,
-    /// What every process inherits.
+    /// `AGENT_WORKSPACE_PORT`: where the workspace is inside the sandbox; `None` for 0, which is nowhere.
+    pub workspace_port: Option<u16>,
+    /// `AGENT_SSH_PORT`: the same for SSH.
+    pub ssh_port: Option<u16>,
+    /// `AGENT_MAX_SESSIONS`: connections to both at the same time.
+    pub max_sessions: usize,
+    /// `AGENT_IDLE_TIMEOUT`, a Go duration: a connection to either on which nothing is said for so long is closed.
+    /// `None` for 0.
+    pub idle_timeout: Option<Duration>,
+    /// What every process inherits, until the runner says something else.
     pub base_env: BTreeMap<String, String>,
 }
 
@@ -44,7 +60,7 @@ impl Config {
                 base_env.insert(key, value)
             };
         }
-        base_env.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
+        let base_env = inherited(base_env);
         let mut take = |key: &str| own.remove(key).filter(|value| !value.is_empty());
         let report_interval = take("AGENT_REPORT_INTERVAL").map_or(REPORT_INTERVAL_DEFAULT, |text| {
             parse_duration(&text).filter(|interval| !interval.is_zero()).unwrap_or_else(|| {
@@ -59,9 +75,44 @@ impl Config {
             report_interval,
             workdir: take("AGENT_WORKDIR").map_or_else(|| "/workspace".into(), PathBuf::from),
             user: take("AGENT_USER").unwrap_or_else(|| "root".to_owned()),
+            workspace_port: port(&mut take, "AGENT_WORKSPACE_PORT", ports::WORKSPACE),
+            ssh_port: port(&mut take, "AGENT_SSH_PORT", ports::SSH),
+            max_sessions: number(&mut take, "AGENT_MAX_SESSIONS", MAX_SESSIONS_DEFAULT).min(MAX_SESSIONS_MAX),
+            idle_timeout: take("AGENT_IDLE_TIMEOUT")
+                .and_then(|text| {
+                    parse_duration(&text).or_else(|| {
+                        tracing::warn!(%text, "AGENT_IDLE_TIMEOUT is not a duration such as 30m: nothing is closed");
+                        None
+                    })
+                })
+                .filter(|timeout| !timeout.is_zero()),
             base_env,
         }
     }
+}
+
+/// The number of a variable, or the default where it is none.
+fn number<T: FromStr + Copy + Display>(
+    take: &mut impl FnMut(&str) -> Option<String>,
+    key: &'static str,
+    default: T,
+) -> T {
+    take(key).map_or(default, |text| {
+        text.parse().unwrap_or_else(|_| {
+            tracing::warn!(%text, "{key} is not a number that can be: using {default}");
+            default
+        })
+    })
+}
+
+fn port(take: &mut impl FnMut(&str) -> Option<String>, key: &'static str, default: u16) -> Option<u16> {
+    Some(number(take, key, default)).filter(|port| *port > 0)
+}
+
+/// What processes inherit of a sandbox's variables.
+pub(crate) fn inherited(mut variables: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    variables.entry("PATH".to_owned()).or_insert_with(|| PATH_DEFAULT.to_owned());
+    variables
 }
 
 /// Parses a Go duration: numbers with units, e.g. `1h30m`, `1.5s`, `250ms`.

@@ -14,6 +14,7 @@ mod process_calls;
 mod reaper;
 mod report;
 mod serve;
+mod service;
 mod sftp;
 mod sys;
 mod usage;
@@ -32,6 +33,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use config::{Config, parse_duration};
 pub use serve::{Agent, serve, serve_connection};
+pub use service::serve_inside;
 
 /// Reaps the children of this process for as long as it is polled; [`run`] does so by itself.
 pub async fn reap() {
@@ -82,6 +84,7 @@ pub async fn run(config: Config, listener: StdListener) -> io::Result<()> {
     let agent = Agent::new(config);
     let mut heartbeats = tokio::task::JoinSet::new();
     heartbeats.spawn(report::beat(agent.clone()));
+    serve_inside(agent.clone()).await;
     tokio::select! {
         error = reaper::run() => return Err(error),
         () = serve(agent.clone(), listener) => {}

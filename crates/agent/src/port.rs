@@ -18,12 +18,12 @@ use dispense_api::v1::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::call::{Requests, Responses, gone};
 use crate::serve::Agent;
 
-use listen::Came;
-pub(crate) use listen::{Waiting, listen};
+pub(crate) use listen::{Came, Stay, Waiting, listen};
 
 /// A port on loopback answers at once, or nobody listens.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,24 +36,25 @@ pub(crate) async fn open<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let first: OpenPortRequest = requests.only().await?;
-    let came = if first.connection > 0 {
+    let (came, stay) = if first.connection > 0 {
         agent.waiting.take(first.connection)?
     } else {
         let port = u16::try_from(first.port).ok().filter(|port| *port > 0);
         let port =
             port.ok_or_else(|| Error::new(Code::InvalidArgument, "port_invalid", "`port` is not one of 1 to 65535"))?;
-        Came::Tcp(connect(port).await?)
+        (Came::Tcp(connect(port).await?), None)
     };
+    let idle_timeout = stay.as_ref().and_then(|stay| stay.idle_timeout);
     let connected = OpenPortResponse { kind: Some(open_port_response::Kind::Connected(true)) };
     responses.send(&connected).await.map_err(gone)?;
     match came {
         Came::Tcp(stream) => {
             let (reader, writer) = stream.into_split();
-            carry(first, reader, writer, requests, responses).await
+            carry(first, reader, writer, idle_timeout, requests, responses).await
         }
         Came::Unix(stream) => {
             let (reader, writer) = stream.into_split();
-            carry(first, reader, writer, requests, responses).await
+            carry(first, reader, writer, idle_timeout, requests, responses).await
         }
     }
 }
@@ -63,6 +64,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     first: OpenPortRequest,
     mut reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
+    idle_timeout: Option<Duration>,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
@@ -70,11 +72,13 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
         let message = format!("the program in the sandbox ended the connection: {error}");
         Error::new(Code::Unavailable, "port_failed", message)
     };
+    let spoke = watch::Sender::new(());
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
             buffer.reserve(limits::DATA_CHUNK_BYTES / 4);
             let count = reader.read_buf(&mut buffer).await.map_err(failed)?;
+            spoke.send_replace(());
             let kind = if count == 0 {
                 open_port_response::Kind::Eof(true)
             } else {
@@ -95,6 +99,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
                 None => {}
             }
             message = requests.next().await?;
+            spoke.send_replace(());
         }
         if requests.gone() {
             return Err(Error::new(Code::Cancelled, "gone", "the caller has gone"));
@@ -102,7 +107,21 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
         writer.shutdown().await.map_err(failed)
     };
     // Each direction ends by itself; an error ends both.
-    tokio::try_join!(up, down).map(|_| ())
+    let both = async { tokio::try_join!(up, down).map(|_| ()) };
+    let Some(idle_timeout) = idle_timeout else { return both.await };
+    tokio::select! {
+        ended = both => ended,
+        () = silence(spoke.subscribe(), idle_timeout) => {
+            let message = format!("nothing was said for {} s (AGENT_IDLE_TIMEOUT)", idle_timeout.as_secs());
+            Err(Error::new(Code::DeadlineExceeded, "idle", message))
+        }
+    }
+}
+
+/// Returns when nobody has spoken for so long.
+async fn silence(mut spoke: watch::Receiver<()>, timeout: Duration) {
+    // The sender lives as long as the connection.
+    while tokio::time::timeout(timeout, spoke.changed()).await.is_ok() {}
 }
 
 async fn connect(port: u16) -> Result<TcpStream, Error> {
@@ -126,12 +145,13 @@ async fn connect(port: u16) -> Result<TcpStream, Error> {
 }
 
 pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let _: ListPortsRequest = requests.only().await?;
     let owners = owners();
-    let ports = listening().into_values().map(|listener| {
+    let ports = of_programs(agent).map(|listener| {
         let pid = owners.get(&listener.inode).copied().unwrap_or(0);
         Port { port: listener.port.into(), address: listener.address.to_string(), pid }
     });
@@ -140,6 +160,7 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
 }
 
 pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
@@ -147,7 +168,7 @@ pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
     let mut watch = PortWatch::default();
     let mut ready = false;
     while !requests.gone() {
-        for event in watch.look() {
+        for event in watch.look(of_programs(agent)) {
             responses.send(&event).await.map_err(gone)?;
         }
         if !ready {
@@ -166,13 +187,12 @@ pub(crate) struct PortWatch {
 }
 
 impl PortWatch {
-    /// Events since the last look.
-    pub(crate) fn look(&mut self) -> Vec<PortEvent> {
+    /// Events since the last look, by who listens now.
+    fn look(&mut self, listening: impl Iterator<Item = Listener>) -> Vec<PortEvent> {
         // Whose it is costs a walk over all processes: `ListPorts` tells.
         let port =
             |listener: Listener| Port { port: listener.port.into(), address: listener.address.to_string(), pid: 0 };
-        let now: BTreeMap<u16, Port> =
-            listening().into_iter().map(|(number, listener)| (number, port(listener))).collect();
+        let now: BTreeMap<u16, Port> = listening.map(|listener| (listener.port, port(listener))).collect();
         let event = |kind| PortEvent { kind: Some(kind) };
         let closed = self.known.iter().filter(|(port, _)| !now.contains_key(port));
         let opened = now.iter().filter(|(port, _)| !self.known.contains_key(port));
@@ -191,6 +211,11 @@ struct Listener {
     port: u16,
     address: IpAddr,
     inode: u32,
+}
+
+/// Who listens besides the agent itself, in the order of the ports.
+fn of_programs(agent: &Agent) -> impl Iterator<Item = Listener> {
+    listening().into_values().filter(|listener| !agent.visits.owns(listener.port))
 }
 
 /// Listening ports by number, the IPv4 socket of a port that has both.

@@ -1,8 +1,9 @@
-//! The methods of `ProcessService`.
+//! The methods of `ProcessService`, and what the runner says of processes to come.
 
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use dispense_api::agent::{SetEnvironmentRequest, SetEnvironmentResponse};
 use dispense_api::error::{Code, Error};
 use dispense_api::limits;
 use dispense_api::trace::{TRACEPARENT, TraceParent};
@@ -42,6 +43,16 @@ pub(crate) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
     pass_trace(&requests.trace, &mut start);
     let process = agent.processes.start(start)?;
     responses.send(&process.describe()).await.map_err(gone)
+}
+
+pub(crate) async fn set_environment<S: AsyncRead + AsyncWrite + Unpin>(
+    agent: &Agent,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> Result<(), Error> {
+    let request: SetEnvironmentRequest = requests.only().await?;
+    agent.processes.set_environment(request.variables.into_iter().collect());
+    responses.send(&SetEnvironmentResponse {}).await.map_err(gone)
 }
 
 pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(

@@ -72,6 +72,9 @@ pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(
                     responses.send(&message(watch_response::Kind::Log(log))).await.map_err(gone)?;
                 }
             }
+            visit = agent.visits.next() => {
+                responses.send(&message(watch_response::Kind::Visit(visit))).await.map_err(gone)?;
+            }
             _ = reports.tick() => {
                 let report = report(agent, &mut cpu, "running");
                 responses.send(&message(watch_response::Kind::Report(report))).await.map_err(gone)?;

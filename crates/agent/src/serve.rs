@@ -1,5 +1,6 @@
 //! The listener and the dispatch of calls.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,10 +21,13 @@ use crate::call::{self, Gone, Requests, Responses};
 use crate::config::Config;
 use crate::port::Waiting;
 use crate::process::Processes;
+use crate::service::Visits;
 use crate::{file, port, process_calls, report};
 
 /// Calls at the same time.
 const CALLS_MAX: usize = 1024;
+/// After `accept` failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that has not said what it wants by then is closed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,6 +49,7 @@ pub struct Agent {
     pub(crate) shutdown_answered: Notify,
     /// Connections that came to listeners.
     pub(crate) waiting: Waiting,
+    pub(crate) visits: Visits,
     tasks: TaskTracker,
 }
 
@@ -66,6 +71,7 @@ impl Agent {
             shutdown_calls: AtomicU32::new(0),
             shutdown_answered: Notify::new(),
             waiting: Waiting::default(),
+            visits: Visits::default(),
             tasks,
         })
     }
@@ -90,20 +96,7 @@ impl Agent {
 /// Serves calls until the agent shuts down.
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
     let slots = Arc::new(Semaphore::new(CALLS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            () = agent.shutdown.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "no connection could be accepted");
-                // Descriptors or memory ran out: others must end first.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+    while let Some((stream, _)) = accept(&agent, || listener.accept()).await {
         let Ok(slot) = slots.clone().try_acquire_owned() else {
             tracing::warn!("{CALLS_MAX} calls are open: one more was closed");
             continue;
@@ -114,6 +107,27 @@ pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
             call.await;
             drop(slot);
         });
+    }
+}
+
+/// The next connection of a listener; `None` when the agent ends.
+pub(crate) async fn accept<T, F>(agent: &Agent, next: impl Fn() -> F) -> Option<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    loop {
+        let accepted = tokio::select! {
+            () = agent.shutdown.cancelled() => return None,
+            accepted = next() => accepted,
+        };
+        match accepted {
+            Ok(accepted) => return Some(accepted),
+            Err(error) => {
+                tracing::warn!(%error, "no connection could be accepted");
+                // Descriptors or memory ran out: others must end first.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 
@@ -144,8 +158,8 @@ where
         let error = Error::new(Code::Unimplemented, reason::PROTOCOL, format!("this agent has no method `{method}`"));
         return ended(responses.finish(Err(error)).await);
     };
-    // The runner's own watch is no session of a user.
-    let is_session = !matches!(method, Method::Watch | Method::Shutdown);
+    // What the runner itself asks for is no session of a user.
+    let is_session = !matches!(method, Method::Watch | Method::Shutdown | Method::SetEnvironment);
     let _session = is_session.then(|| Session::open(&agent));
     let is_shutdown = method == Method::Shutdown;
     if is_shutdown {
@@ -162,7 +176,7 @@ where
     }
 }
 
-fn ended(result: std::io::Result<()>) {
+fn ended(result: io::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(%error, "the caller has gone");
     }
@@ -196,10 +210,11 @@ where
         Method::DownloadArchive => file::transfer::download(agent, requests, responses).await,
         Method::OpenPort => port::open(agent, requests, responses).await,
         Method::ListenPort => port::listen(agent, requests, responses).await,
-        Method::ListPorts => port::list(requests, responses).await,
-        Method::WatchPorts => port::watch(requests, responses).await,
+        Method::ListPorts => port::list(agent, requests, responses).await,
+        Method::WatchPorts => port::watch(agent, requests, responses).await,
         Method::Watch => report::watch(agent, requests, responses).await,
         Method::Shutdown => report::shut_down(agent, requests, responses).await,
+        Method::SetEnvironment => process_calls::set_environment(agent, requests, responses).await,
     }
 }
 

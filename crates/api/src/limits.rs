@@ -48,8 +48,12 @@ pub const TTL_MAX_SECS: u32 = 315_360_000;
 
 /// Ports inside a sandbox that mean something.
 pub mod ports {
-    /// The agent's own: the workspace runtime.
-    pub const AGENT: [u16; 1] = [3001];
+    /// Socket.IO: the workspace.
+    pub const WORKSPACE: u16 = 3001;
+    /// SSH, where the sandbox's creator says nothing else (`AGENT_SSH_PORT`).
+    pub const SSH: u16 = 2222;
+    /// The agent's own.
+    pub const AGENT: [u16; 2] = [WORKSPACE, SSH];
 }
 
 /// Default of each limit of a sandbox whose caller does not say: what a small build needs.

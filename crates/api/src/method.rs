@@ -86,6 +86,8 @@ methods! {
     Watch = "dispense.agent.v1.AgentService/Watch", Runner;
     /// Ends the sandbox's processes and the agent.
     Shutdown = "dispense.agent.v1.AgentService/Shutdown", Runner;
+    /// Tells what processes inherit from now on.
+    SetEnvironment = "dispense.agent.v1.AgentService/SetEnvironment", Runner;
 }
 
 #[cfg(test)]

@@ -7,11 +7,6 @@ impl ProcessRef {
     pub fn by_pid(pid: u32) -> Self {
         Self { by: Some(process_ref::By::Pid(pid)), started_at: None }
     }
-
-    /// By its name, in the same way.
-    pub fn by_name(name: impl Into<String>) -> Self {
-        Self { by: Some(process_ref::By::Name(name.into())), started_at: None }
-    }
 }
 
 /// This process and no other.

@@ -18,6 +18,8 @@ use crate::dial::{Connection, Dialler};
 
 /// What HTTP/2 is called in the handshake.
 pub const ALPN_HTTP2: &[u8] = b"h2";
+/// What HTTP/1.1 is.
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 const DIGEST_BYTES: usize = 32;
 const PIN_PREFIX: &str = "sha256:";
 const HTTPS_PORT: u16 = 443;
@@ -123,7 +125,8 @@ pub fn dialler(trust: &Trust) -> Result<Dialler, TlsError> {
     }))
 }
 
-fn client_config(trust: &Trust) -> Result<ClientConfig, TlsError> {
+/// TLS towards those whom `trust` names, which speak HTTP/2.
+pub fn client_config(trust: &Trust) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let mut config = match trust {

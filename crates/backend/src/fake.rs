@@ -47,6 +47,8 @@ pub enum Fault {
 struct FakeBox {
     spec: BoxSpec,
     processes: Vec<FakeProcess>,
+    /// What its agent was told that processes inherit.
+    environment: Option<BTreeMap<String, String>>,
     /// While it runs: told when the agent has ended, and how.
     running: Option<watch::Sender<Option<BoxExit>>>,
 }
@@ -97,6 +99,17 @@ impl FakeMachine {
         processes.last().cloned()
     }
 
+    fn set_environment(&self, sandbox: &SandboxId, variables: BTreeMap<String, String>) {
+        if let Some(found) = self.boxes().get_mut(sandbox) {
+            found.environment = Some(variables);
+        }
+    }
+
+    /// What the agent of a box was told that processes inherit; `None` when it was told nothing since it started.
+    pub fn told(&self, sandbox: &SandboxId) -> Option<BTreeMap<String, String>> {
+        self.boxes().get(sandbox)?.environment.clone()
+    }
+
     fn process(&self, sandbox: &SandboxId, pid: u32) -> Option<FakeProcess> {
         self.boxes().get(sandbox)?.processes.iter().find(|process| process.pid == pid).cloned()
     }
@@ -117,6 +130,7 @@ impl FakeMachine {
         {
             running.send_replace(Some(exit));
             found.processes.clear();
+            found.environment = None;
         }
     }
 
@@ -182,7 +196,8 @@ impl Backend for Fake {
             Some(there) if there.spec == *spec => Ok(()),
             Some(there) => Err(BackendError::Exists(spec.sandbox.clone(), there.spec.generation)),
             None => {
-                boxes.insert(spec.sandbox.clone(), FakeBox { spec: spec.clone(), processes: vec![], running: None });
+                let made = FakeBox { spec: spec.clone(), processes: vec![], environment: None, running: None };
+                boxes.insert(spec.sandbox.clone(), made);
                 Ok(())
             }
         }

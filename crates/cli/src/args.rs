@@ -1,6 +1,7 @@
 //! Flags and arguments. Values are parsed by [`crate::units`], so that what gets through is valid.
 
 mod content;
+pub(crate) mod environment;
 pub(crate) mod keys;
 pub(crate) mod operations;
 pub(crate) mod ports;
@@ -84,6 +85,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// Show what a sandbox used over time
     Usage(UsageArgs),
+    /// Show, set or remove the variables that a sandbox's processes start with
+    Env(environment::EnvArgs),
     /// List processes of a sandbox
     Ps(PsArgs),
     /// Open a shell in a running sandbox
@@ -206,6 +209,9 @@ pub(crate) struct SpecArgs {
     /// Refuse where one of the limits cannot be enforced
     #[arg(long)]
     pub(crate) require_limits: bool,
+    /// Neither SSH nor the workspace, and no listener of the agent inside
+    #[arg(long)]
+    pub(crate) skip_services: bool,
     #[command(flatten)]
     pub(crate) source: SourceArgs,
 }

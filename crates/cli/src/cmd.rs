@@ -5,6 +5,7 @@ mod config;
 mod copy;
 mod create;
 mod doctor;
+mod environment;
 mod exec;
 mod jobs;
 mod keys;
@@ -41,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Error> {
         Command::Attach(args) => exec::attach(global, args).await,
         Command::Logs(args) => logs::logs(global, args).await,
         Command::Usage(args) => usage::usage(global, args).await,
+        Command::Env(args) => environment::env(global, args).await,
         Command::Ps(args) => processes::list(global, args).await,
         Command::Shell(args) => exec::shell(global, args).await,
         Command::Cp(args) => copy::copy(global, args).await,

@@ -16,7 +16,9 @@ use dispense_api::tls::{self, SharedPin};
 use dispense_client::{Client, Code, Error, Trust};
 use dispense_runner::backend::BackendConfig;
 use dispense_runner::{Offer, RunnerConfig};
-use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, SshConfig, StartError, TlsConfig};
+use dispense_server::{
+    AccessConfig, Database, PreviewConfig, Server, ServerConfig, SshConfig, StartError, TlsConfig, WorkspaceConfig,
+};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -42,13 +44,15 @@ pub(crate) struct LocalConfig {
     pub(crate) rotate_secrets: bool,
     pub(crate) previews: PreviewConfig,
     pub(crate) ssh: Option<SshConfig>,
+    pub(crate) workspace: WorkspaceConfig,
+    pub(crate) provider_url: Option<http::Uri>,
     /// It lives as long as somebody holds a lease.
     pub(crate) embedded: bool,
     pub(crate) runner: bool,
     /// Templates of the runner, by name.
     pub(crate) templates: BTreeMap<String, PathBuf>,
     /// What the runner promises to sandboxes in all.
-    pub(crate) capacity: Offer,
+    pub(crate) offer: Offer,
     /// Directories that sandboxes of the runner may be filled from.
     pub(crate) source_roots: Vec<PathBuf>,
 }
@@ -103,6 +107,8 @@ impl Local {
             rotate_secrets: config.rotate_secrets,
             previews: config.previews.clone(),
             ssh: config.ssh.clone(),
+            workspace: config.workspace.clone(),
+            provider_url: config.provider_url.clone(),
         });
         let server = server.await.map_err(|error| start_error(&error))?;
         let scheme = if config.tls.is_some() { "https" } else { "http" };
@@ -231,7 +237,7 @@ async fn start_runner(
         state_dir,
         name: None,
         labels: BTreeMap::new(),
-        capacity: config.capacity,
+        offer: config.offer,
         source_roots: config.source_roots.clone(),
         embedded: true,
     };

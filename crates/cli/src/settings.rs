@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use dispense_client::Error;
-use dispense_server::{AccessConfig, Database, PreviewConfig, SshConfig, TlsConfig};
+use dispense_server::{AccessConfig, Database, PreviewConfig, SshConfig, TlsConfig, WorkspaceConfig};
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -83,7 +83,13 @@ pub(crate) const SETTINGS: &[Setting] = &[
     same("server.previews.app_domain", "DISPENSE_APP_DOMAIN", ""),
     same("server.previews.port", "DISPENSE_PREVIEW_PORT", ""),
     same("server.previews.https", "DISPENSE_PREVIEW_HTTPS", ""),
+    same("server.workspace.domain", "DISPENSE_WORKSPACE_DOMAIN", ""),
+    same("server.workspace.ignore_file_kib", "DISPENSE_WORKSPACE_IGNORE_FILE_KIB", "64"),
+    same("server.provider.url", "DISPENSE_PROVIDER_URL", "https://api.anthropic.com"),
 ];
+
+/// Of a list of what is ignored, at most.
+const IGNORE_FILE_MAX_KIB: usize = 4096;
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -295,6 +301,40 @@ impl Settings {
         Ok(PreviewConfig { domain, app_domain, port, https })
     }
 
+    /// The workspaces in browsers.
+    pub(crate) fn workspace(&self) -> Result<WorkspaceConfig, Error> {
+        let ignore_file_kib = self.parse("server.workspace.ignore_file_kib", |text| {
+            let kib = text.parse::<usize>().ok().filter(|kib| *kib <= IGNORE_FILE_MAX_KIB);
+            kib.ok_or_else(|| format!("write a number of KiB up to {IGNORE_FILE_MAX_KIB}; 0 reads none"))
+        })?;
+        Ok(WorkspaceConfig { domain: self.workspace_domain()?, ignore_file_bytes: ignore_file_kib << 10 })
+    }
+
+    /// Where workspaces have host names, if they have. Programs in sandboxes serve pages below the domains of previews:
+    /// none of them is to have a name that stands for a workspace.
+    fn workspace_domain(&self) -> Result<Option<String>, Error> {
+        let PreviewConfig { domain, app_domain, .. } = self.previews()?;
+        self.parse("server.workspace.domain", |text| {
+            if text.is_empty() {
+                return Ok(None);
+            }
+            let ours = self::domain(text)?;
+            let is_below = |above: &str| ours.strip_suffix(above).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            match [("domain", &domain), ("app_domain", &app_domain)].into_iter().find(|(_, above)| is_below(above)) {
+                Some((key, above)) => Err(format!(
+                    "previews have their names below server.previews.{key} = `{above}`: use a domain that is not that one \
+                     nor below it"
+                )),
+                None => Ok(Some(ours)),
+            }
+        })
+    }
+
+    /// The API of the coding agents' model provider, if it may be asked.
+    pub(crate) fn provider_url(&self) -> Result<Option<http::Uri>, Error> {
+        self.parse("server.provider.url", |text| if text.is_empty() { Ok(None) } else { api_url(text).map(Some) })
+    }
+
     /// What is asked of callers.
     pub(crate) fn access(&self) -> Result<AccessConfig, Error> {
         let auth = self.parse("server.auth.enabled", switch)?;
@@ -345,6 +385,16 @@ fn switch(text: &str) -> Result<bool, String> {
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("use `true` or `false`".to_owned()),
     }
+}
+
+/// Without a query, and without a password, which logs would tell.
+fn api_url(text: &str) -> Result<http::Uri, String> {
+    let known = |scheme: &str| ["http", "https"].contains(&scheme);
+    let parsed = text.parse::<http::Uri>().ok().filter(|uri| {
+        let bare = uri.query().is_none() && !text.contains('#') && !text.contains('@');
+        bare && uri.scheme_str().is_some_and(known) && uri.host().is_some_and(|host| !host.is_empty())
+    });
+    parsed.ok_or_else(|| "use e.g. https://api.anthropic.com, or nothing to ask nobody".to_owned())
 }
 
 fn origin(text: &str) -> Result<http::HeaderValue, String> {
@@ -410,6 +460,56 @@ mod tests {
             assert!(error.message.contains(told), "{error}");
         }
         assert!(resolve("server: [1", &[], &[]).is_err());
+    }
+
+    #[test]
+    fn a_provider_is_a_url_without_a_password_or_nobody() {
+        let provider = |url: &str| resolve("", &[("DISPENSE_PROVIDER_URL", url)], &[]).expect("known").provider_url();
+        assert_eq!(
+            resolve("", &[], &[]).expect("known").provider_url().expect("valid").expect("one").scheme_str(),
+            Some("https")
+        );
+        assert_eq!(provider("").expect("valid"), None);
+        assert!(provider("http://gateway:4000/anthropic").expect("valid").is_some());
+        for wrong in
+            ["api.anthropic.com", "/v1", "ftp://a", "https://", "https://me:pass@a", "https://a?b", "https://a#b"]
+        {
+            let error = provider(wrong).expect_err(wrong);
+            assert!(error.message.contains("server.provider.url"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_what_is_ignored_has_a_bound() {
+        let bytes = |text: &str| {
+            let settings = resolve("", &[("DISPENSE_WORKSPACE_IGNORE_FILE_KIB", text)], &[]).expect("known");
+            settings.workspace().map(|workspace| workspace.ignore_file_bytes)
+        };
+        assert_eq!((bytes("0").expect("none"), bytes("128").expect("valid")), (0, 128 << 10));
+        for wrong in ["-1", "64k", "4097", ""] {
+            assert!(bytes(wrong).expect_err(wrong).message.contains("server.workspace.ignore_file_kib"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_workspace_domain_is_none_of_a_previews() {
+        let workspace = |text: &str| {
+            let yaml = "server:\n  previews:\n    domain: dev.example\n    app_domain: app.example\n";
+            resolve(yaml, &[("DISPENSE_WORKSPACE_DOMAIN", text)], &[]).expect("known").workspace_domain()
+        };
+        assert_eq!(workspace("").expect("valid"), None);
+        for right in ["Workspace.Example", "example", "mydev.example", "dev.example.org"] {
+            assert_eq!(workspace(right).expect(right), Some(right.to_ascii_lowercase()));
+        }
+        for (wrong, told) in [
+            ("dev.example", "server.previews.domain = `dev.example`"),
+            ("a.b.DEV.example", "server.previews.domain = `dev.example`"),
+            ("x.app.example", "server.previews.app_domain = `app.example`"),
+            ("http://x", "the name of a domain"),
+        ] {
+            let error = workspace(wrong).expect_err(wrong);
+            assert!(error.message.contains("server.workspace.domain") && error.message.contains(told), "{error}");
+        }
     }
 
     #[test]

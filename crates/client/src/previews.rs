@@ -23,9 +23,9 @@ impl Client {
         idempotent(|| async { self.previews().open_preview(request.clone()).await }).await
     }
 
-    /// Ends the time in which a port is open to everybody.
-    pub async fn close_preview(&self, sandbox: &str, port: u16) -> Result<(), Error> {
-        let request = v1::ClosePreviewRequest { sandbox: sandbox.to_owned(), port: port.into() };
+    /// Ends the time in which a port is open to everybody, and with `links` every link that was made so far.
+    pub async fn close_preview(&self, sandbox: &str, port: u16, links: bool) -> Result<(), Error> {
+        let request = v1::ClosePreviewRequest { sandbox: sandbox.to_owned(), port: port.into(), links };
         idempotent(|| async { self.previews().close_preview(request.clone()).await }).await.map(drop)
     }
 }

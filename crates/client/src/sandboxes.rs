@@ -1,5 +1,6 @@
 //! Sandboxes, runners and jobs.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use dispense_api::error::Error;
@@ -81,6 +82,22 @@ impl Client {
     pub async fn renew(&self, sandbox: &str) -> Result<v1::Sandbox, Error> {
         let request = v1::RenewSandboxRequest { sandbox: sandbox.to_owned() };
         idempotent(|| async { self.sandboxes().renew_sandbox(request.clone()).await }).await
+    }
+
+    /// The variables that its processes start with.
+    pub async fn environment(&self, sandbox: &str) -> Result<BTreeMap<String, String>, Error> {
+        let request = v1::GetEnvironmentRequest { sandbox: sandbox.to_owned() };
+        let answer = idempotent(|| async { self.sandboxes().get_environment(request.clone()).await }).await?;
+        Ok(answer.variables.into_iter().collect())
+    }
+
+    /// Sets and removes some of them, for processes that are started from the answer on; all that there are then.
+    pub async fn change_environment(
+        &self,
+        request: v1::ChangeEnvironmentRequest,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let answer = idempotent(|| async { self.sandboxes().change_environment(request.clone()).await }).await?;
+        Ok(answer.variables.into_iter().collect())
     }
 
     /// Every runner.

@@ -1,12 +1,16 @@
-"""A hook of schemathesis: what a request asks to be waited for is bounded below the time that an answer may take.
+"""A hook of schemathesis: what a request asks to be waited for is bounded below the time that an answer may take, and
+the only key that is rotated or revoked is one that nobody needs.
 
-A wait of an hour for a runner with room is a valid request, and its answer comes after an hour.
+A wait of an hour for a runner with room is a valid request, and its answer comes after an hour. The end of the key that
+makes the requests is valid too, and then there is nothing more to see.
 """
 
 import schemathesis
 
 WAIT_SECS = 5
 WAIT_MAX_SECS = 3600
+# Its name; contract.sh makes it.
+KEY = "contract"
 
 
 def bounded(arguments):
@@ -26,3 +30,5 @@ def bounded(arguments):
 def before_call(ctx, case, kwargs):
     case.body = bounded(case.body)
     case.query = bounded(case.query)
+    if "key" in (case.path_parameters or {}):
+        case.path_parameters["key"] = KEY

@@ -3,11 +3,13 @@
 # one that the description has. Environment: DISPENSE_ADDRESS (host:port), DISPENSE_API_KEY, PYTHONPATH.
 #
 # Left out: the stream of events, which does not end, and the wait, which may rightly take an hour; bounded.py bounds
-# the waits of the other requests.
+# the waits of the other requests, and names the key that may be rotated and revoked.
 set -eu
 SCHEMATHESIS_HOOKS="$(cd "$(dirname "$0")" && pwd)/bounded.py"
 export SCHEMATHESIS_HOOKS
 cd "$(mktemp -d)"
+curl --silent --show-error --fail --output key.json --header "x-api-key: $DISPENSE_API_KEY" \
+  --header 'content-type: application/json' --data '{"name": "contract"}' "http://$DISPENSE_ADDRESS/api/v1/keys"
 exec python3 -m schemathesis.cli run "http://$DISPENSE_ADDRESS/openapi.json" \
   --header "x-api-key: $DISPENSE_API_KEY" \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \

@@ -3,14 +3,17 @@ import assert from 'node:assert';
 import { execFileSync } from 'node:child_process';
 import { io } from 'socket.io-client';
 
-const { DISPENSE_ADDRESS: address, DISPENSE_API_KEY: token, DISPENSE: dispense } = process.env;
-const url = `http://${address}`;
+const { DISPENSE_ADDRESS: address, DISPENSE_API_KEY: token, DISPENSE: dispense, WORKSPACE_PORT: port } = process.env;
+// Outside the server's path names the sandbox; at the sandbox's own port the client's default does.
+const url = port ? `http://127.0.0.1:${port}` : `http://${address}`;
+const place = port ? {} : { path: '/workspace/web' };
 const inside = (script) => execFileSync(dispense, ['exec', 'web', '--', 'sh', '-c', script], { encoding: 'utf8' });
 const connect = (options = {}) =>
-  io(url, { path: '/workspace/web', auth: { token }, reconnection: false, forceNew: true, ...options });
+  io(url, { ...place, auth: { token }, reconnection: false, forceNew: true, ...options });
 const event = (socket, name, accept = () => true) =>
   new Promise((resolve, reject) => {
-    const timer = setTimeout(() => reject(new Error(`no ${name} within 30 s`)), 30000);
+    const where = new Error(`no ${name} within 30 s`);
+    const timer = setTimeout(() => reject(where), 30000);
     const listen = (data) => {
       if (!accept(data)) return;
       clearTimeout(timer);
@@ -83,6 +86,34 @@ for (const transports of [['polling'], ['websocket'], ['polling', 'websocket']])
   inside('touch node_modules/x; touch src/made');
   await changed;
   inside('rm src/made node_modules/x');
+
+  // Nor of what a list names, each for its own directory.
+  inside('printf "*.log\\n" > .gitignore; mkdir -p src/sub zz; printf "!kept.log\\n*.tmp\\n" > src/sub/.gitignore');
+  for (const path of ['src/sub', 'zz']) await ask(socket, 'fetchDir', { path });
+  const refreshed = (folder, wanted) =>
+    event(socket, 'file:refresh', ({ path, tree }) => path === folder && tree.some(({ name }) => name === wanted));
+  // What was changed before is told before: directories are told in their order.
+  const settled = async (name) => {
+    const told = refreshed('zz', name);
+    inside(`touch zz/${name}`);
+    await told;
+  };
+  const kept = refreshed('src/sub', 'kept.log');
+  inside('touch src/sub/kept.log');
+  await kept;
+  await settled('first');
+  const refreshes = [];
+  const note = ({ path }) => refreshes.push(path);
+  socket.on('file:refresh', note);
+  inside('touch src/sub/x.tmp');
+  await settled('second');
+  socket.off('file:refresh', note);
+  assert.ok(!refreshes.includes('src/sub'), `${refreshes}`);
+  // A list that has changed counts from then on.
+  const retold = refreshed('src/sub', 'y.tmp');
+  inside('rm src/sub/.gitignore; touch src/sub/y.tmp');
+  await retold;
+  inside('rm -r src/sub zz .gitignore');
   socket.disconnect();
 }
 
@@ -118,11 +149,41 @@ await ask(back, 'terminal:write', { data: 'exit\n' });
 await gone;
 back.disconnect();
 
+// One that names none and is cut off reconnects by itself, and finds what it had, on a screen that is told anew.
+const tab = connect({ reconnection: true, transports: ['websocket'] });
+await event(tab, 'connect');
+const seen = output(tab, 'before');
+await ask(tab, 'terminal:write', { data: 'Y=here; echo be""fore; while ! test -e /workspace/go; do sleep 0.1; done; echo af""ter\n' });
+await seen;
+const screen = output(tab, 'after');
+tab.io.engine.transport.ws.terminate?.() ?? tab.io.engine.transport.ws.close();
+inside('touch go; sleep 1; rm go');
+assert.match(await screen, /\u001bc[^]*before[^]*after/);
+const still = output(tab, 'still here');
+await ask(tab, 'terminal:write', { data: 'echo still $Y\n' });
+await still;
+tab.disconnect();
+const next = connect();
+await event(next, 'connect');
+const fresh = output(next, 'Y is .');
+await ask(next, 'terminal:write', { data: 'echo Y is $Y.\n' });
+await fresh;
+next.disconnect();
+
+// Those that leave at once, while the shell starts and the transport changes: none of their shells stays (the test looks).
+for (let pause = 0; pause < 24; pause += 1) {
+  const brief = connect();
+  await event(brief, 'connect');
+  await ask(brief, 'terminal:write', { data: 'echo hi\n' });
+  await new Promise((resolve) => setTimeout(resolve, pause % 6));
+  brief.disconnect();
+}
+
 // Who may not come in.
 const wrong = [
   [{ auth: {} }, /unauthenticated/],
   [{ auth: { token: 'dsp_0000000000000000000000000000000000000000' } }, /unauthenticated/],
-  [{ path: '/workspace/nothing' }, /not_found/],
+  ...(port ? [] : [[{ path: '/workspace/nothing' }, /not_found/]]),
 ];
 for (const [options, message] of wrong) {
   const socket = connect(options);

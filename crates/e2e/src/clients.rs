@@ -61,6 +61,11 @@ impl Clients {
         done(&copied, "cp");
     }
 
+    /// Puts one more program into a folder.
+    pub fn put_program(&self, name: &str, folder: &Path) {
+        std::fs::copy(scripts().join(name), folder.join(name)).expect("ours");
+    }
+
     /// Puts a project of a Vite page, with its packages, into a folder.
     pub fn put_site(&self, folder: &Path) {
         for from in [self.folder.join("site"), scripts().join("site")] {

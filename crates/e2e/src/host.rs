@@ -206,6 +206,23 @@ impl Host {
         command
     }
 
+    /// A script that is `dispense` on this host, for programs that run as somebody else.
+    pub fn script(&self) -> String {
+        let program = self.command(["--version"]);
+        let words: Vec<String> = std::iter::once(program.get_program())
+            .chain(program.get_args())
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let (_, words) = words.split_last().expect("a program");
+        let script = self.work_dir().join("dispense.sh");
+        // As the user who may use the data directory, whoever runs it.
+        let variables = format!("DISPENSE_DATA_DIR={} HOME={}", self.data_dir().display(), self.work_dir().display());
+        let text = format!("#!/bin/sh\nexport {variables}\nexec {} \"$@\"\n", words.join(" "));
+        std::fs::write(&script, text).expect("writable");
+        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
+        script.display().to_string()
+    }
+
     /// Another program, as the same user and with the same environment.
     pub fn command_as(&self, program: &str) -> Command {
         self.command_as_with(&[], program)
@@ -230,6 +247,8 @@ impl Host {
             .env("DISPENSE_DATA_DIR", self.data_dir())
             // Tests run side by side.
             .env("DISPENSE_SSH_ADDRESS", "127.0.0.1:0")
+            // And ask nobody beyond this machine.
+            .env("DISPENSE_PROVIDER_URL", "")
             .current_dir(self.work_dir());
         command
     }

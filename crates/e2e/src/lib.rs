@@ -5,10 +5,12 @@
 
 pub mod balancer;
 pub mod clients;
+pub mod curl;
 pub mod host;
 pub mod pair;
 pub mod postgres;
 pub mod server;
+pub mod site;
 pub mod system;
 pub mod terminal;
 pub mod wait;

@@ -53,6 +53,8 @@ async fn start_server(
         tls: None,
         previews: PreviewConfig::default(),
         ssh: None,
+        provider_url: None,
+        workspace: Default::default(),
         database,
         advertised_host: "127.0.0.1".into(),
     };
@@ -161,7 +163,7 @@ impl System {
             state_dir: self.folder.path().join(name),
             name: Some(name.to_owned()),
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
-            capacity: Offer::from(Capacity {
+            offer: Offer::from(Capacity {
                 cpu_millis: 64_000,
                 memory_bytes: 256 << 30,
                 disk_bytes: 1 << 40,

@@ -1,53 +1,18 @@
 //! The service as REST: each row with curl.
 
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 
+use dispense_e2e::curl::Curl;
 use dispense_e2e::{Host, Mode};
-use serde_json::{Value, json};
-
-struct Curl {
-    url: String,
-    key: String,
-}
-
-impl Curl {
-    /// Status and JSON of a request.
-    fn call(&self, verb: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        self.call_as(Some(&self.key), verb, path, body)
-    }
-
-    fn call_as(&self, key: Option<&str>, verb: &str, path: &str, body: Option<Value>) -> (u16, Value) {
-        let mut command = Command::new("curl");
-        command.args([
-            "--silent",
-            "--show-error",
-            "--max-time",
-            "90",
-            "--request",
-            verb,
-            "--write-out",
-            "\n%{http_code}",
-        ]);
-        if let Some(key) = key {
-            command.args(["--header", &format!("authorization: Bearer {key}")]);
-        }
-        if let Some(body) = body {
-            command.args(["--header", "content-type: application/json", "--data", &body.to_string()]);
-        }
-        let output =
-            command.arg(format!("{}{path}", self.url)).stdin(Stdio::null()).output().expect("curl is installed");
-        let text = String::from_utf8(output.stdout).expect("text");
-        let (body, status) = text.rsplit_once('\n').expect("curl tells the status");
-        (status.parse().expect("a number"), serde_json::from_str(body).unwrap_or_else(|_| panic!("JSON: {text}")))
-    }
-}
+use serde_json::json;
 
 #[test]
 fn every_row_of_the_rest_table_answers_as_the_contract_says() {
     let Some(mode) = Mode::available().into_iter().next() else { return };
     let host = Host::new(mode);
     let up = host.up();
-    let curl = Curl { url: format!("http://{}", up.address()), key: up.key() };
+    let curl = Curl::of(&up);
     let (status, made) =
         curl.call("POST", "/v1/sandboxes", Some(json!({"name": "web", "group": "g", "resources": {"memory": 1}})));
     assert_eq!(status, 200, "{made}");
@@ -76,6 +41,7 @@ fn every_row_of_the_rest_table_answers_as_the_contract_says() {
     let key = "sk-test-0123456789abcdef";
     let (status, valid) = curl.call("POST", "/v1/config/api-key/validate", Some(json!({"apiKey": key})));
     assert_eq!((status, &valid["valid"]), (200, &json!(true)), "{valid}");
+    assert!(valid["message"].as_str().expect("a text").starts_with("only the form was checked"), "{valid}");
     assert_eq!(curl.call("GET", "/v1/config/api-key", None).0, 404);
     assert_eq!(curl.call("POST", "/v1/config/api-key", Some(json!({"api_key": key}))).0, 200);
     assert_eq!(curl.call("GET", "/v1/config/api-key", None), (200, json!({"apiKey": key})));
@@ -92,7 +58,7 @@ fn what_is_wrong_is_refused_with_a_status_a_code_and_the_field() {
     let Some(mode) = Mode::available().into_iter().next() else { return };
     let host = Host::new(mode);
     let up = host.up();
-    let curl = Curl { url: format!("http://{}", up.address()), key: up.key() };
+    let curl = Curl::of(&up);
     let cases = [
         ("GET", "/v1/sandboxes/nobody", None, 404, "not_found", ""),
         ("GET", "/v1/sandboxes?colour=red", None, 400, "invalid_argument", "colour"),
@@ -116,5 +82,49 @@ fn what_is_wrong_is_refused_with_a_status_a_code_and_the_field() {
         assert_eq!((status, &refused["code"]), (401, &json!("unauthenticated")), "{refused}");
     }
     up.stop();
+    host.finish();
+}
+
+/// Takes keys that end with `good`; returns its URL.
+fn provider() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let head = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let is_good = head.filter(|line| line.starts_with("x-api-key: ")).any(|line| line.ends_with("good"));
+            let status = if is_good { "200 OK" } else { "401 Unauthorized" };
+            let _ = write!(&stream, "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    url
+}
+
+#[test]
+fn a_providers_key_is_validated_by_the_provider_and_told_nowhere() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    // A port that somebody had, and nobody has.
+    let away = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
+    for (url, is_there) in [(provider(), true), (format!("http://{away}"), false)] {
+        let up = host.up_with_env(&[("DISPENSE_PROVIDER_URL", &url), ("DISPENSE_LOG", "debug")]);
+        let curl = Curl::of(&up);
+        for (key, accepted, message) in [
+            ("sk-test-0123456789-good", true, "the provider accepts the key"),
+            ("sk-test-0123456789-bad", false, "the form is that of a key, but the provider refuses it"),
+        ] {
+            let (status, told) = curl.call("POST", "/v1/config/api-key/validate", Some(json!({"apiKey": key})));
+            let unreached = "only the form was checked, which is that of a key: the provider said nothing: \
+                             the connection to it failed";
+            let wanted = if is_there { (accepted, message) } else { (true, unreached) };
+            assert_eq!(status, 200, "{told}");
+            assert_eq!((told["valid"] == json!(true), &told["message"]), (wanted.0, &json!(wanted.1)));
+        }
+        let (_, told) = curl.call("POST", "/v1/config/api-key/validate", Some(json!({"apiKey": "short"})));
+        assert!(told["message"].as_str().expect("a text").contains("was not asked"), "{told}");
+        up.stop();
+        let log = std::fs::read_to_string(host.work_dir().with_file_name("up.log")).expect("the server wrote it");
+        assert!(!log.contains("sk-test"), "{log}");
+    }
     host.finish();
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use dispense_e2e::clients::Clients;
 use dispense_e2e::{Host, Mode, Up, wait};
 
+/// For five gigabytes, on a loaded machine.
+const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(200);
 /// For a program to come up in a sandbox, on a loaded machine.
 const UP_TIMEOUT: Duration = Duration::from_secs(60);
 const COOKIE: &str = "__dispense_preview";
@@ -147,20 +149,43 @@ fn bodies_stream_both_ways_and_are_never_kept() {
         assert_eq!(app.get("/go", &[]).body, "gone\n", "the first event came before the second was made");
         assert_eq!(lines.nth(1).as_deref(), Some("data: second"));
         events.wait().expect("ours");
-        let before = memory_kib(app.up.pid());
-        let download = format!("{url}/download?mib=512");
+        let download = format!("{url}/download?mib=64");
         let count = "%{size_download}";
         let output =
             Command::new("curl").args(flags).args(["--output", "/dev/null", "--write-out", count, &download]).output();
         let output = output.expect("curl is installed");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), (512u64 << 20).to_string());
-        let grown = memory_kib(app.up.pid()).saturating_sub(before);
-        assert!(grown < 64 << 10, "512 MiB passed and {grown} KiB stayed");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), (64u64 << 20).to_string());
         let upload = app.host.work_dir().join("upload");
         fs::File::create(&upload).and_then(|file| file.set_len(100 << 20)).expect("writable");
         let answer = app.get("/upload", &["--upload-file", upload.to_str().expect("text")]);
         assert!(answer.body.contains("\"bytes\":104857600"), "{} {}", answer.head, answer.body);
     });
+}
+
+#[test]
+fn five_gigabytes_pass_and_none_of_them_stay() {
+    const MIB: u64 = 5 << 10;
+    let (Some(clients), Some(mode)) = (Clients::available(), Mode::available().into_iter().next()) else { return };
+    let host = Host::new(mode);
+    {
+        let app = App::start(&host, &clients);
+        let before = memory_kib(app.up.pid());
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--header", &format!("cookie: {}", app.cookie), "--output", "/dev/null"]);
+        curl.args(["--write-out", "%{size_download}", &format!("http://{}/download?mib={MIB}", app.name("3000-web"))]);
+        let mut curl = curl.stdout(Stdio::piped()).spawn().expect("curl is installed");
+        let mut most = before;
+        let look = || {
+            most = most.max(memory_kib(app.up.pid()));
+            curl.try_wait().expect("ours")
+        };
+        wait::until("it is downloaded", DOWNLOAD_TIMEOUT, look, Option::is_some);
+        let size = std::io::read_to_string(curl.stdout.take().expect("piped")).expect("text");
+        assert_eq!(size, (MIB << 20).to_string());
+        assert!(most - before < 64 << 10, "{MIB} MiB passed, and at the most {} KiB were held", most - before);
+        app.up.stop();
+    }
+    host.finish();
 }
 
 fn memory_kib(pid: u32) -> u64 {
@@ -220,6 +245,119 @@ fn nobody_gets_in_without_a_link_a_key_or_a_public_preview() {
         assert!(String::from_utf8_lossy(&refused.stderr).contains("agent's own"));
         let agent = curl(&["--include", "--header", &key, &format!("http://{}/", app.name("3001-web"))]);
         assert_eq!(agent.status, 403);
+    });
+}
+
+/// Changes to another protocol on a preview; with what came behind the answer's head.
+fn upgrade(address: &str, name: &str, protocol: &str, credential: &str) -> (TcpStream, BufReader<TcpStream>) {
+    let stream = TcpStream::connect(address).expect("it accepts");
+    stream.set_read_timeout(Some(UP_TIMEOUT)).expect("not zero");
+    let websocket = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n";
+    let head = format!(
+        "GET / HTTP/1.1\r\nhost: {name}\r\n{credential}\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n{websocket}\r\n"
+    );
+    (&stream).write_all(head.as_bytes()).expect("it reads");
+    let mut reader = BufReader::new(stream.try_clone().expect("ours"));
+    let lines: Vec<String> =
+        reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+    assert!(lines.first().is_some_and(|line| line.contains(" 101 ")), "{lines:?}");
+    (stream, reader)
+}
+
+#[test]
+fn the_last_bytes_of_a_caller_that_hangs_up_arrive() {
+    const MIB: usize = 16;
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up_with(&["--tls"]);
+    host.ok(&["create", "--name", "web"]);
+    clients.put_program("late.mjs", &host.work_dir());
+    host.ok(&["cp", &host.work_dir().join("late.mjs").display().to_string(), "web:/workspace/late.mjs"]);
+    host.ok(&["exec", "--detach", "web", "--", "node", "late.mjs"]);
+    let list = || host.ok(&["port", "list", "web"]);
+    wait::until("the program listens", UP_TIMEOUT, list, |ports| ports.contains("4000"));
+    let (address, mib) = (up.address(), MIB.to_string());
+    let address = address.trim_start_matches("https://");
+    let name = format!("4000-web.localhost:{}", address.rsplit_once(':').expect("a port").1);
+    clients.run_with("late.py", address, &up.key(), &[("PREVIEW_HOST", &name), ("MIB", &mib)]);
+    let told = || host.ok(&["exec", "web", "--", "sh", "-c", "cat told 2>/dev/null; true"]);
+    let told = wait::until("the program has heard the end", UP_TIMEOUT, told, |told| !told.is_empty());
+    assert_eq!(told, format!("{} bytes", MIB << 20));
+    up.stop();
+    host.finish();
+}
+
+#[test]
+fn what_a_key_opened_ends_with_it() {
+    with_app(|app, _| {
+        let guest = || {
+            let made = app.host.ok(&["key", "create", "--name", "guest", "--role", "admin", "--output", "json"]);
+            let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
+            made["secret"].as_str().expect("a key").to_owned()
+        };
+        let link = |key: &str, flags: &[&str]| {
+            let (url, arguments) =
+                (format!("http://{}", app.up.address()), [&["preview", "web", "3000"], flags].concat());
+            let mut command = app.host.command(arguments);
+            let output = command.env("DISPENSE_URL", url).env("DISPENSE_API_KEY", key).output().expect("it starts");
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).expect("text").trim().to_owned()
+        };
+        let (address, name) = (app.up.address(), app.name("3000-web"));
+        let status = |credential: &str| curl(&["--include", "--header", credential, &format!("http://{name}/")]).status;
+        let key = guest();
+        let first = link(&key, &[]);
+        let (cookie, key) = (format!("cookie: {}", app.redeem(&first)), format!("x-api-key: {key}"));
+        let admins = format!("cookie: {}", app.cookie);
+        assert_eq!([&cookie, &key, &admins].map(|one| status(one)), [200; 3]);
+        let mut open = [&cookie, &key, &admins].map(|one| upgrade(&address, &name, "websocket", one));
+        let events = Command::new("curl")
+            .args(["--silent", "--no-buffer", "--max-time", "60", "--header", &cookie])
+            .arg(format!("http://{name}/events"))
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut events = events.expect("curl is installed");
+        let mut line = String::new();
+        let mut told = BufReader::new(events.stdout.take().expect("piped"));
+        told.read_line(&mut line).expect("text");
+        assert_eq!(line, "data: first\n");
+
+        app.host.ok(&["key", "revoke", "guest"]);
+        assert_eq!([&cookie, &key, &admins].map(|one| status(one)), [401, 401, 200]);
+        let again = curl(&["--include", &first]);
+        assert!(again.status == 401 && again.body.contains("\"link_revoked\""), "{}", again.body);
+        for (_, reader) in &mut open[..2] {
+            // Cut off is an end too.
+            let _ = reader.read_to_string(&mut String::new());
+        }
+        told.read_to_string(&mut line).expect("its end");
+        assert!(!line.contains("second") && !events.wait().expect("ours").success(), "{line}");
+        // The other key's goes on: a ping is answered.
+        let (stream, reader) = &mut open[2];
+        stream.write_all(&[0x89, 0x80, 0, 0, 0, 0]).expect("it is open");
+        let mut pong = [0; 2];
+        reader.read_exact(&mut pong).expect("an answer");
+        assert_eq!(pong, [0x8a, 0]);
+
+        // The links of one port, and no other's.
+        let (other, here) = (app.host.ok(&["preview", "web", "8000"]), app.host.ok(&["preview", "web", "3000"]));
+        let cookie_here = format!("cookie: {}", app.redeem(here.trim()));
+        app.host.ok(&["preview", "web", "3000", "--revoke"]);
+        assert_eq!([&admins, &cookie_here].map(|one| status(one)), [401; 2]);
+        let again = curl(&["--include", here.trim()]);
+        assert!(again.status == 401 && again.body.contains("was revoked"), "{}", again.body);
+        app.redeem(other.trim());
+        let newer = format!("cookie: {}", app.redeem(app.host.ok(&["preview", "web", "3000"]).trim()));
+        assert_eq!(status(&newer), 200);
+
+        // A port that everybody may see is no key's.
+        let short = guest();
+        link(&short, &["--public"]);
+        app.host.ok(&["key", "revoke", "guest"]);
+        assert_eq!(status(&cookie), 200);
+        let (stream, _) = &open[2];
+        stream.shutdown(std::net::Shutdown::Both).expect("it is open");
     });
 }
 

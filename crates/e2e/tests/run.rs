@@ -259,3 +259,18 @@ fn sigterm_of_up_leaves_kept_sandboxes_for_the_next_start() {
         up.stop();
     });
 }
+
+#[test]
+fn a_server_starts_right_behind_a_command() {
+    each_mode(|host| {
+        for _ in 0..3 {
+            // Its own server is still ending when it returns.
+            host.ok(&["list"]);
+            let up = host.up();
+            let second = host.dispense(&["up", "--address", "127.0.0.1:0"]);
+            let told = String::from_utf8_lossy(&second.stderr).into_owned();
+            assert!(second.status.code() == Some(1) && told.contains("is in use by a server"), "{second:?}");
+            up.stop();
+        }
+    });
+}

@@ -4,102 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use dispense_e2e::pair::Running;
-use dispense_e2e::{Host, Mode, Up, host, wait};
+use dispense_e2e::site::{Site, with_one_site, with_site};
+use dispense_e2e::{Host, Mode, host, wait};
 use serde_json::Value;
 
 /// For what a sandbox does, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A server with a sandbox `web`, which `ssh dispense-web` reaches.
-struct Site<'a> {
-    host: &'a Host,
-    up: Up<'a>,
-}
-
-impl<'a> Site<'a> {
-    fn start(host: &'a Host, flags: &[&str]) -> Self {
-        let up = host.up_with(flags);
-        host.ok(&["create", "--name", "web"]);
-        assert_eq!(host.ok(&["ssh", "web", "--save-config"]), "ssh dispense-web\n");
-        Self { host, up }
-    }
-
-    fn config(&self) -> String {
-        self.home().join(".ssh/config").display().to_string()
-    }
-
-    fn home(&self) -> PathBuf {
-        let home = self.host.command(["--version"]);
-        let home = home.get_envs().find(|(name, _)| *name == "HOME").and_then(|(_, value)| value);
-        PathBuf::from(home.expect("every command has a home"))
-    }
-
-    /// A program of OpenSSH's, with the configuration that `--save-config` wrote.
-    fn program(&self, name: &str) -> Command {
-        let mut command = self.host.command_as(name);
-        command.args(["-F", &self.config(), "-o", "ConnectTimeout=30"]).stdin(Stdio::null());
-        command
-    }
-
-    fn ssh(&self, arguments: &[&str]) -> Output {
-        self.program("ssh").args(arguments).output().expect("ssh is installed")
-    }
-
-    #[track_caller]
-    fn ok(&self, arguments: &[&str]) -> String {
-        let output = self.ssh(arguments);
-        assert!(output.status.success(), "ssh {arguments:?}: {output:?}");
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    /// What a program needs that knows nothing of `dispense`: from the REST API.
-    fn connection(&self) -> Value {
-        let output = Command::new("curl")
-            .args(["--silent", "--header", &format!("x-api-key: {}", self.up.key())])
-            .arg(format!("http://{}/api/v1/sandboxes/web/connection", self.up.address()))
-            .output()
-            .expect("curl is installed");
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("JSON: {output:?}"))
-    }
-
-    /// ssh without any configuration: port, user and options are given.
-    fn bare(&self, options: &[&str], user: &str, command: &str) -> Output {
-        self.bare_command(options, user, command).output().expect("ssh is installed")
-    }
-
-    fn bare_command(&self, options: &[&str], user: &str, command: &str) -> Command {
-        let port = self.connection()["port"].to_string();
-        let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", "-o", "IdentitiesOnly=yes"]);
-        ssh.args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-p", &port]);
-        ssh.args(options).arg(format!("{user}@127.0.0.1")).arg(command).stdin(Stdio::null());
-        ssh
-    }
-
-    fn file(&self, name: &str, text: &str) -> String {
-        let path = self.host.work_dir().join(name);
-        fs::write(&path, text).expect("writable");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
-        path.display().to_string()
-    }
-}
-
-fn with_site(flags: &[&str], test: impl Fn(&Site<'_>)) {
-    for mode in Mode::available() {
-        let host = Host::new(mode);
-        {
-            let site = Site::start(&host, flags);
-            test(&site);
-            site.up.stop();
-        }
-        host.finish();
-    }
-}
 
 #[test]
 fn commands_run_as_if_the_sandbox_were_a_machine() {
@@ -369,19 +284,6 @@ fn a_jump_host_is_passed_through() {
     });
 }
 
-/// The private key with its certificate beside it, as the REST API gives them, and the options that believe the server.
-fn credentials(site: &Site<'_>) -> (String, String, Vec<String>) {
-    let made = site.connection();
-    let text = |name: &str| made[name].as_str().unwrap_or_else(|| panic!("{name} in {made}")).to_owned();
-    let key = site.file("key", &text("privateKey"));
-    site.file("key-cert.pub", &text("certificate"));
-    let known = site.file("known", &format!("@cert-authority {} {}\n", text("hostAlias"), text("hostAuthority")));
-    let known = format!("UserKnownHostsFile={known}");
-    let strict = ["-i", &key, "-o", &known, "-o", "StrictHostKeyChecking=yes", "-o", "HostKeyAlias=dispense"];
-    let strict = strict.map(str::to_owned).into();
-    (key, text("user"), strict)
-}
-
 /// Runs ssh-keygen.
 fn keygen(arguments: &[&str]) -> String {
     let output = Command::new("ssh-keygen").args(arguments).stdin(Stdio::null()).output();
@@ -390,36 +292,10 @@ fn keygen(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-impl Site<'_> {
-    #[track_caller]
-    fn refused(&self, what: &str, options: &[&str], user: &str) {
-        let output = self.bare(options, user, "true");
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(!output.status.success() && told.contains("Permission denied (publickey)"), "{what}: {output:?}");
-    }
-
-    #[track_caller]
-    fn enters(&self, options: &[&str], user: &str) {
-        let output = self.bare(options, user, "echo in");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n", "{output:?}");
-    }
-}
-
-fn with_one_site(test: impl Fn(&Site<'_>)) {
-    let Some(mode) = Mode::available().into_iter().next() else { return };
-    let host = Host::new(mode);
-    {
-        let site = Site::start(&host, &[]);
-        test(&site);
-        site.up.stop();
-    }
-    host.finish();
-}
-
 #[test]
 fn a_certificate_opens_its_own_sandbox_and_nothing_else() {
     with_one_site(|site| {
-        let (key, user, strict) = credentials(site);
+        let (key, user, strict) = site.credentials();
         let strict: Vec<&str> = strict.iter().map(String::as_str).collect();
         site.enters(&strict, &user);
         let ca = site.host.work_dir().join("ca").display().to_string();
@@ -471,7 +347,7 @@ fn a_registered_key_opens_until_it_or_its_account_ends() {
 #[test]
 fn only_good_algorithms_are_offered_and_garbage_is_cut_off() {
     with_one_site(|site| {
-        let (key, user, strict) = credentials(site);
+        let (key, user, strict) = site.credentials();
         for (option, weak) in [
             ("KexAlgorithms", "diffie-hellman-group14-sha1"),
             ("KexAlgorithms", "diffie-hellman-group-exchange-sha1"),

@@ -13,26 +13,28 @@ fn a_socket_io_client_has_a_terminal_and_files() {
         let host = Host::new(mode);
         let up = host.up();
         host.ok(&["create", "--name", "web"]);
-        let program = host.command(["--version"]);
-        let words: Vec<String> = std::iter::once(program.get_program())
-            .chain(program.get_args())
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        let (_, words) = words.split_last().expect("a program");
-        let script = host.work_dir().join("dispense.sh");
-        // As the user who may use the data directory, whoever runs the client.
-        let (data, home) = (host.data_dir(), host.work_dir());
-        let variables = format!("DISPENSE_DATA_DIR={} HOME={}", data.display(), home.display());
-        let text = format!("#!/bin/sh\nexport {variables}\nexec {} \"$@\"\n", words.join(" "));
-        std::fs::write(&script, text).expect("writable");
-        std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("ours");
-        let script = script.display().to_string();
+        let script = host.script();
         clients.run_with("workspace.mjs", &up.address(), &up.key(), &[("DISPENSE", &script)]);
         let list = || host.ok(&["ps", "web"]);
         wait::until("terminals end with their clients", PATIENCE, list, |list| !list.contains("bash -l"));
         up.stop();
         host.finish();
     }
+}
+
+#[test]
+fn a_client_that_knows_only_the_host_has_the_workspace() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let refused = host.dispense(&["server", "--address", "127.0.0.1:0", "--workspace-domain", "workspace.localhost"]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && told.contains("server.previews.domain = `localhost`"), "{told}");
+    let up = host.up_with(&["--workspace-domain", "workspace.example"]);
+    host.ok(&["create", "--name", "web"]);
+    clients.run("workspace-host.mjs", &up.address(), &up.key());
+    up.stop();
+    host.finish();
 }
 
 #[test]

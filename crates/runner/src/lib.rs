@@ -55,7 +55,7 @@ pub struct RunnerConfig {
     /// For placement.
     pub labels: BTreeMap<String, String>,
     /// What it promises to sandboxes in all.
-    pub capacity: Offer,
+    pub offer: Offer,
     /// Directories that sandboxes may be filled from; absolute.
     pub source_roots: Vec<PathBuf>,
     /// It runs in the server's own process.

@@ -269,7 +269,7 @@ impl Link {
 
     fn hello(&self) -> Hello {
         let capabilities = self.backend.capabilities();
-        let capacity = self.config.capacity.capacity(&self.config.state_dir);
+        let capacity = self.config.offer.capacity(&self.config.state_dir);
         let networks = capabilities.networks.iter().map(|network| match network {
             Network::None => dispense_api::v1::Network::None as i32,
             Network::Nat => dispense_api::v1::Network::Nat as i32,

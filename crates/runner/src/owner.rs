@@ -10,7 +10,7 @@ use std::time::Duration;
 use dispense_api::agent::{Report, watch_response};
 use dispense_api::error::reason;
 use dispense_api::id::{Generation, SandboxId};
-use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, SandboxLog};
+use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, SandboxLog, Visit};
 use dispense_api::trace::Span;
 use dispense_api::v1::ProcessLog;
 use dispense_backend::{Backend, BackendError, BoxExit, BoxSpec};
@@ -22,6 +22,7 @@ use crate::content::{Content, Contents};
 use crate::logs::Logs;
 use crate::plan::{self, Observed, Step, Wanted};
 use crate::reports::Reports;
+use crate::wanted;
 
 /// A backend's step that takes longer hangs: a cold template is unpacked in less.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
@@ -55,6 +56,16 @@ pub(crate) struct Order {
     pub(crate) trace: String,
 }
 
+impl Order {
+    /// What processes inherit; `None` when none are to run.
+    pub(crate) fn environment(&self) -> Option<Environment> {
+        self.spec.as_ref().map(wanted::environment)
+    }
+}
+
+/// Variables by name.
+pub(crate) type Environment = BTreeMap<String, String>;
+
 /// Whether sessions can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -80,6 +91,10 @@ pub(crate) struct Owner {
     pub(crate) unenforced: BTreeMap<String, String>,
     /// Of a box that is [`Observed::Broken`]: what is the matter with it.
     pub(crate) damage: String,
+    /// What its agent is started with, where this runner's process has made it.
+    pub(crate) made_with: Option<Environment>,
+    /// What the agent that runs is known to have.
+    pub(crate) told: Option<Environment>,
 }
 
 /// Why the owner stopped watching a running box.
@@ -173,6 +188,7 @@ impl Owner {
         self.report(BoxState::Starting, spec.generation, None);
         within("make the box", self.backend.create(spec)).await?;
         self.observed = Observed::Stopped(spec.generation);
+        self.made_with = Some(wanted::environment(spec));
         Ok(())
     }
 
@@ -181,6 +197,7 @@ impl Owner {
         self.report(BoxState::Starting, generation, None);
         within("start the box", self.backend.start(&self.sandbox)).await?;
         self.observed = Observed::Started(generation);
+        self.told = self.made_with.clone();
         if let Some(content) = order.content.as_ref().filter(|_| !self.contents.is_filled(&self.sandbox)) {
             let filled = tokio::select! {
                 filled = self.contents.fill(&*self.backend, &self.sandbox, content, |how_far| {
@@ -196,7 +213,34 @@ impl Owner {
                 return filled.unwrap_or(Ok(()));
             }
         }
-        self.phase.send_replace(Phase::Dialable(generation));
+        self.open(generation);
+        Ok(())
+    }
+
+    /// Lets sessions in, unless they come behind variables that the agent has not been told.
+    fn open(&self, generation: Generation) {
+        // With the phase in hand, as the supervisor has it when it gives an order.
+        self.phase.send_modify(|phase| {
+            let wanted = self.orders.borrow().as_ref().and_then(Order::environment);
+            let is_told = wanted.is_none() || wanted == self.told;
+            *phase = if is_told { Phase::Dialable(generation) } else { Phase::Waiting };
+        });
+    }
+
+    /// Tells the agent what processes inherit, where it may have something else.
+    async fn tell_environment(&mut self, generation: Generation) -> Result<(), AgentError> {
+        let wanted = self.orders.borrow().as_ref().and_then(Order::environment);
+        let Some(wanted) = wanted.filter(|wanted| self.told.as_ref() != Some(wanted)) else { return Ok(()) };
+        match agent::set_environment(&*self.backend, &self.sandbox, &wanted).await {
+            Ok(()) => {}
+            // An agent of an older version: its processes have the new ones when it is started again.
+            Err(AgentError::Refused(why)) => {
+                tracing::warn!(sandbox = %self.sandbox, %why, "agent does not take variables");
+            }
+            Err(error) => return Err(error),
+        }
+        self.told = Some(wanted);
+        self.open(generation);
         Ok(())
     }
 
@@ -254,11 +298,11 @@ impl Owner {
         let (backend, sandbox) = (self.backend.clone(), self.sandbox.clone());
         let mut ended = std::pin::pin!(async move { backend.wait(&sandbox).await });
         let mut hello_deadline = Some(tokio::time::Instant::now() + AGENT_BOOT_TIMEOUT);
-        let mut orders = self.orders.clone();
+        let (mut orders, shutdown) = (self.orders.clone(), self.shutdown.clone());
         loop {
             let messages = self.read_agent(generation, &mut hello_deadline);
             let lost = tokio::select! {
-                () = self.shutdown.cancelled() => return Watched::Shutdown,
+                () = shutdown.cancelled() => return Watched::Shutdown,
                 changed = orders.changed() => return if changed.is_ok() { Watched::NewOrder } else { Watched::Shutdown },
                 exit = &mut ended => return Watched::Ended(exit.unwrap_or_default()),
                 lost = messages => lost,
@@ -279,10 +323,13 @@ impl Owner {
 
     /// Forwards what the agent says until its stream ends.
     async fn read_agent(
-        &self,
+        &mut self,
         generation: Generation,
         hello_deadline: &mut Option<tokio::time::Instant>,
     ) -> AgentError {
+        if let Err(error) = self.tell_environment(generation).await {
+            return error;
+        }
         let mut watch = match Watch::open(&*self.backend, &self.sandbox, self.log_tail_bytes()).await {
             Ok(watch) => watch,
             Err(error) => return error,
@@ -307,6 +354,12 @@ impl Owner {
                         self.reports.put_agent(&self.sandbox, agent_report(&self.sandbox, generation, report));
                     }
                     Some(watch_response::Kind::Log(log)) => self.keep(generation, log),
+                    Some(watch_response::Kind::Visit(visit)) => self.reports.put_visit(Visit {
+                        sandbox_id: self.sandbox.to_string(),
+                        generation: generation.0,
+                        service: visit.service,
+                        connection: visit.connection,
+                    }),
                     // Of a newer agent.
                     None => {}
                 },

@@ -1,18 +1,22 @@
 //! What the server should know, as state and not as events: the latest report of each sandbox. A link that
-//! was away for long sends what is, and nothing piles up meanwhile.
+//! was away for long sends what is, and nothing piles up meanwhile. Visits alone are events: who is not taken soon goes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
 use dispense_api::id::SandboxId;
-use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, RunnerMessage, runner_message::Kind};
+use dispense_api::runner::{AgentReport, Box as BoxMessage, BoxState, RunnerMessage, Visit, runner_message::Kind};
 use tokio::sync::Notify;
+
+/// Visits that wait for the link; the oldest goes first.
+const VISITS_MAX: usize = 1024;
 
 #[derive(Default)]
 struct Latest {
     boxes: BTreeMap<SandboxId, BoxMessage>,
     changed: BTreeSet<SandboxId>,
     agents: BTreeMap<SandboxId, AgentReport>,
+    visits: VecDeque<Visit>,
 }
 
 /// Shared by the owners of the boxes, who write, and the link, which reads.
@@ -38,10 +42,23 @@ impl Reports {
         self.something.notify_one();
     }
 
+    /// Somebody has come to a service of an agent.
+    pub(crate) fn put_visit(&self, visit: Visit) {
+        let mut latest = self.lock();
+        if latest.visits.len() >= VISITS_MAX {
+            latest.visits.pop_front();
+        }
+        latest.visits.push_back(visit);
+        drop(latest);
+        self.something.notify_one();
+    }
+
     /// Everything there is, for a hello. Later calls of [`Reports::next`] tell only what changed since.
     pub(crate) fn all_boxes(&self) -> Vec<BoxMessage> {
         let mut latest = self.lock();
         latest.changed.clear();
+        // They waited for a link that was away.
+        latest.visits.clear();
         // A box that is gone was told by this hello; the server needs no second word.
         let all = latest.boxes.values().cloned().collect();
         latest.boxes.retain(|_, report| report.state != BoxState::Gone as i32);
@@ -74,6 +91,7 @@ impl Reports {
             kinds.push(Kind::Box(report));
         }
         kinds.extend(std::mem::take(&mut latest.agents).into_values().map(Kind::Agent));
+        kinds.extend(latest.visits.drain(..).map(Kind::Visit));
         kinds.into_iter().map(|kind| RunnerMessage { kind: Some(kind) }).collect()
     }
 

@@ -21,6 +21,36 @@ struct Handle {
     phase: watch::Sender<Phase>,
 }
 
+impl Handle {
+    /// Gives the owner an order. A session that comes behind it waits for it, whatever the owner is at: for a box that
+    /// is to run, and for one whose processes are to have other variables.
+    fn take(&self, order: &Order) {
+        // Both at once: an owner that was quicker with the order would let sessions in before they are kept waiting.
+        self.phase.send_if_modified(|phase| {
+            let mut renews = false;
+            self.orders.send_if_modified(|current| {
+                let newest = current.as_ref().map(|current| current.generation);
+                let taken = plan::supersedes(newest, order.generation);
+                if taken {
+                    let former = current.as_ref().and_then(Order::environment);
+                    renews = order.environment().is_some_and(|wanted| former != Some(wanted));
+                    *current = Some(order.clone());
+                }
+                taken
+            });
+            let waits = match phase {
+                Phase::Closed(..) => order.wanted == Wanted::Running,
+                Phase::Dialable(_) => renews,
+                Phase::Waiting => false,
+            };
+            if waits {
+                *phase = Phase::Waiting;
+            }
+            waits
+        });
+    }
+}
+
 struct Inner {
     backend: Arc<dyn Backend>,
     reports: Arc<Reports>,
@@ -117,22 +147,7 @@ impl Supervisor {
         if let Some(handle) = owners.get(sandbox) {
             let mut alive = !handle.orders.is_closed();
             if alive {
-                handle.orders.send_if_modified(|current| {
-                    let newest = current.as_ref().map(|current| current.generation);
-                    let taken = plan::supersedes(newest, order.generation);
-                    if taken {
-                        *current = Some(order.clone());
-                    }
-                    taken
-                });
-                // A session that comes behind this order waits for it, whatever the owner is at.
-                handle.phase.send_if_modified(|phase| {
-                    let starts = order.wanted == Wanted::Running && matches!(phase, Phase::Closed(..));
-                    if starts {
-                        *phase = Phase::Waiting;
-                    }
-                    starts
-                });
+                handle.take(&order);
                 // The owner may have ended between the look and the order: then the order starts a new one.
                 alive = !handle.orders.is_closed();
             }
@@ -172,6 +187,8 @@ impl Supervisor {
             observed,
             unenforced,
             damage,
+            made_with: None,
+            told: None,
         };
         let mut owners = self.0.owners.lock().unwrap_or_else(PoisonError::into_inner);
         // Owners that ended are forgotten here, so that the map is no longer than what lives, and one.

@@ -13,6 +13,9 @@ use crate::content::Content;
 use crate::owner::Order;
 use crate::plan::Wanted;
 
+/// Before the names of the agent's own variables.
+const AGENT_PREFIX: &str = "AGENT_";
+
 /// A `Desired` that no honest server sends.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the server sent a `Desired` with {0}")]
@@ -35,6 +38,12 @@ pub(crate) fn parse(desired: Desired) -> Result<(SandboxId, Order), Malformed> {
     Ok((sandbox, Order { wanted, generation, spec, content, log_tail_bytes, trace }))
 }
 
+/// Whether whoever creates a sandbox may set a variable.
+fn may_set(key: &str) -> bool {
+    const CHOSEN: [&str; 3] = ["AGENT_SSH_PORT", "AGENT_MAX_SESSIONS", "AGENT_IDLE_TIMEOUT"];
+    !key.starts_with(AGENT_PREFIX) || CHOSEN.contains(&key)
+}
+
 fn spec(
     sandbox: &SandboxId,
     generation: Generation,
@@ -54,9 +63,8 @@ fn spec(
         disk_bytes: resources.disk_bytes,
         pids: resources.pids,
     };
-    // A sandbox's own variables cannot set those of the agent.
-    let mut env: BTreeMap<String, String> =
-        spec.env.into_iter().filter(|(key, _)| !key.starts_with("AGENT_")).collect();
+    // A sandbox's own variables set only those of the agent that are its creator's to choose.
+    let mut env: BTreeMap<String, String> = spec.env.into_iter().filter(|(key, _)| may_set(key)).collect();
     let mut set = |key: &str, value: String| {
         if !value.is_empty() {
             env.insert(key.to_owned(), value);
@@ -67,6 +75,10 @@ fn spec(
     set("AGENT_REPORT_INTERVAL", format!("{}s", desired.report_interval_secs.max(1)));
     set("AGENT_WORKDIR", spec.workdir);
     set("AGENT_USER", spec.user);
+    if spec.skip_services {
+        set("AGENT_WORKSPACE_PORT", "0".to_owned());
+        set("AGENT_SSH_PORT", "0".to_owned());
+    }
     let hostname = if desired.name.is_empty() { sandbox.to_string() } else { desired.name };
     let require_limits = spec.require_limits;
     let spec = BoxSpec {
@@ -80,6 +92,12 @@ fn spec(
         env,
     };
     Ok((spec, content))
+}
+
+/// What the sandbox's processes inherit, of all that its agent is started with.
+pub(crate) fn environment(spec: &BoxSpec) -> BTreeMap<String, String> {
+    let own = spec.env.iter().filter(|(key, _)| !key.starts_with(AGENT_PREFIX));
+    own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn content(content: v1::Content) -> Result<Content, Malformed> {
@@ -127,6 +145,7 @@ mod tests {
         assert_eq!(spec.env["AGENT_REPORT_INTERVAL"], "30s");
         assert_eq!(spec.env["A"], "1");
         assert_eq!(spec.hostname, "web");
+        assert_eq!(environment(&spec), BTreeMap::from([("A".to_owned(), "1".to_owned())]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub(crate) mod gate;
 pub(crate) mod issue;
+pub(crate) mod issuer;
 pub(crate) mod keys;
 pub(crate) mod limit;
 mod scope;

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
 
+pub(crate) const MICROS_PER_SEC: i64 = 1_000_000;
 /// A clock that is corrected slowly is followed in steps of this; anything above is a jump.
 const DRIFT_MAX_MICROS: i64 = 2_000_000;
 

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 
 use crate::clock::WallClock;
 use crate::data_dir::DataDirError;
@@ -40,8 +40,37 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
     /// Where previews are.
     pub previews: PreviewConfig,
+    /// The workspaces in browsers.
+    pub workspace: WorkspaceConfig,
     /// SSH, where it is switched on.
     pub ssh: Option<SshConfig>,
+    /// The API of the coding agents' model provider; `None` to ask nobody about a key.
+    pub provider_url: Option<Uri>,
+}
+
+impl ServerConfig {
+    /// The names of previews and workspaces.
+    pub(crate) fn wildcards(&self) -> Vec<String> {
+        let PreviewConfig { domain, app_domain, .. } = &self.previews;
+        let domains = [domain, app_domain].into_iter().chain(&self.workspace.domain);
+        domains.map(|domain| format!("*.{domain}")).collect()
+    }
+}
+
+/// The workspaces in browsers.
+#[derive(Debug, Clone)]
+pub struct WorkspaceConfig {
+    /// Below it each sandbox's workspace has a name; `None` where workspaces have none. No page of a preview has a name
+    /// there.
+    pub domain: Option<String>,
+    /// Of a `.gitignore` so much counts.
+    pub ignore_file_bytes: usize,
+}
+
+impl Default for WorkspaceConfig {
+    fn default() -> Self {
+        Self { domain: None, ignore_file_bytes: 64 << 10 }
+    }
 }
 
 /// What is asked of callers.

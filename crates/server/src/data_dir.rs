@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::FlockOperation;
 
@@ -54,6 +55,10 @@ pub(crate) struct DataDir {
     _lock: File,
 }
 
+/// A server keeps its directory until it has ended: that of a command ends just behind the command.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDOVER_POLL: Duration = Duration::from_millis(50);
+
 impl DataDir {
     /// Makes it when missing, and takes it.
     pub(crate) fn open(path: &Path) -> Result<Self, DataDirError> {
@@ -89,6 +94,19 @@ impl DataDir {
         let directory = Self { path: path.to_owned(), _lock: lock };
         directory.check_version()?;
         Ok(directory)
+    }
+
+    /// The same, and waits a little for a server that is just ending.
+    pub(crate) async fn take_over(path: &Path) -> Result<Self, DataDirError> {
+        let deadline = tokio::time::Instant::now() + HANDOVER_TIMEOUT;
+        loop {
+            match Self::open(path) {
+                Err(DataDirError::InUse { .. }) if tokio::time::Instant::now() < deadline => {
+                    tokio::time::sleep(HANDOVER_POLL).await;
+                }
+                opened => return opened,
+            }
+        }
     }
 
     fn check_version(&self) -> Result<(), DataDirError> {

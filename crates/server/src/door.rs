@@ -6,6 +6,7 @@
 mod data;
 pub(crate) mod grpc;
 pub(crate) mod health;
+pub(crate) mod inside;
 pub(crate) mod listener;
 mod observe;
 pub(crate) mod openapi;
@@ -17,7 +18,7 @@ mod service;
 pub(crate) mod ssh;
 pub(crate) mod tls;
 mod websocket;
-mod workspace;
+pub(crate) mod workspace;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -41,11 +42,14 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use workspace::WorkspaceDoor;
 
 use crate::auth::gate::Gate;
+use crate::auth::issuer::Issuer;
 use crate::auth::limit::RETRY_AFTER;
 use crate::auth::table::{self, Need};
 use crate::auth::{Keys, Principal};
+use crate::config::WorkspaceConfig;
 use crate::metrics::Metrics;
 use crate::preview::Previews;
+use crate::provider::Provider;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
 use crate::ssh::Ssh;
@@ -69,11 +73,20 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<Keys>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) provider: Arc<Provider>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) health: Arc<Health>,
     pub(crate) previews: Arc<Previews>,
+    pub(crate) workspace: Arc<WorkspaceConfig>,
     pub(crate) ssh: Option<Arc<Ssh>>,
     pub(crate) origins: Origins,
+}
+
+impl Parts {
+    /// The keys, for one caller.
+    fn issuer<'a>(&'a self, caller: &'a Principal) -> Issuer<'a> {
+        Issuer { keys: &self.keys, sandboxes: &self.sandboxes, caller }
+    }
 }
 
 /// The public port.
@@ -89,12 +102,11 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// Pages of these origins may call.
-    pub(crate) fn new(parts: Parts, origins: &[HeaderValue]) -> Self {
+    pub(crate) fn new(parts: Parts, workspace: WorkspaceDoor, origins: &[HeaderValue]) -> Self {
         let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
         let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
         let previews = PreviewDoor::new(parts.clone());
-        let workspace = WorkspaceDoor::new(parts.clone());
         Self { grpc, rest, cors, previews, workspace, parts }
     }
 
@@ -114,14 +126,17 @@ impl Doors {
         let content_type = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let (is_grpc, is_web) =
             (content_type.starts_with(b"application/grpc"), content_type.starts_with(b"application/grpc-web"));
-        let is_workspace = WorkspaceDoor::serves(request.uri().path());
+        let host = self.workspace.sandbox_of(&request);
+        let is_workspace = host.is_some() || WorkspaceDoor::serves(request.uri().path());
         let door = match (is_workspace, is_grpc) {
             (true, _) => "workspace",
             (false, true) => "grpc",
             (false, false) => "rest",
         };
         let observation = Observation::begin(&self.parts, door, request.headers_mut());
-        let response = if is_workspace {
+        let response = if let Some(sandbox) = host {
+            self.workspace.serve_own(sandbox, request.map(Body::new)).await
+        } else if is_workspace {
             self.workspace.serve(request.map(Body::new)).await
         } else if is_web {
             let grpc = service_fn(|request| self.clone().grpc(request));
@@ -172,10 +187,25 @@ impl Doors {
 }
 
 fn cors(origins: &[HeaderValue]) -> CorsLayer {
-    let exposed = ["grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after", "x-request-id"];
+    let exposed = [
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "retry-after",
+        "x-request-id",
+        "accept-ranges",
+        "content-range",
+        "etag",
+    ];
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(origins.iter().cloned()))
-        .allow_methods([http::Method::GET, http::Method::POST, http::Method::DELETE])
+        .allow_methods([
+            http::Method::GET,
+            http::Method::POST,
+            http::Method::PUT,
+            http::Method::PATCH,
+            http::Method::DELETE,
+        ])
         .allow_headers(tower_http::cors::AllowHeaders::mirror_request())
         .expose_headers(exposed.map(http::HeaderName::from_static))
         .max_age(PREFLIGHT_MAX_AGE)
@@ -245,16 +275,29 @@ fn method_unknown(path: &str) -> Error {
     Error::new(Code::Unimplemented, METHOD_UNKNOWN, message).with(ALLOW, table::verbs(path).join(", "))
 }
 
+/// In the details of [`RANGE_OUTSIDE`]: how long the file is, as a header has it.
+const CONTENT_RANGE: &str = "content_range";
+const RANGE_OUTSIDE: &str = "range_outside";
+
+/// A range of a file that has nothing there.
+fn range_outside(size: u64) -> Error {
+    let message = format!("the file has {size} bytes: the range has none of them");
+    Error::new(Code::InvalidArgument, RANGE_OUTSIDE, message).with(CONTENT_RANGE, format!("bytes */{size}"))
+}
+
 /// Status and headers of a refusal over HTTP.
 fn http_head(error: &Error) -> (StatusCode, HeaderMap) {
     let status = match error.reason.as_str() {
         METHOD_UNKNOWN => StatusCode::METHOD_NOT_ALLOWED,
+        RANGE_OUTSIDE => StatusCode::RANGE_NOT_SATISFIABLE,
         _ => StatusCode::from_u16(error.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     };
     let mut headers = HeaderMap::new();
     headers.extend(retry_after(error).map(|value| (http::header::RETRY_AFTER, value)));
     let allow = error.details.get(ALLOW).and_then(|allow| allow.parse().ok());
     headers.extend(allow.map(|value| (http::header::ALLOW, value)));
+    let range = error.details.get(CONTENT_RANGE).and_then(|range| range.parse().ok());
+    headers.extend(range.map(|value| (http::header::CONTENT_RANGE, value)));
     (status, headers)
 }
 

@@ -9,6 +9,7 @@
 
 mod audit;
 mod auth;
+mod batch;
 mod clock;
 mod cluster;
 mod config;
@@ -23,6 +24,7 @@ mod metrics;
 mod placement;
 pub mod planted;
 mod preview;
+mod provider;
 mod refusal;
 mod relay;
 mod sandbox;
@@ -32,7 +34,7 @@ mod sweep;
 mod vault;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dispense_api::limits;
@@ -51,15 +53,18 @@ use auth::{ApiKey, Keys, Role};
 use clock::Clock;
 use cluster::Listeners;
 use door::health::Health;
+use door::inside::InsideDoor;
 use door::listener::Port;
 use door::origin::Origins;
 use door::ssh::SshDoor;
 use door::tls::Tls;
+use door::workspace::WorkspaceDoor;
 use door::{Doors, Parts, listener};
 use fleet::Fleet;
 use fleet::link::RunnerLinks;
 use metrics::Metrics;
 use preview::Previews;
+use provider::Provider;
 use relay::Relay;
 use sandbox::order::Orders;
 use sandbox::service::Sandboxes;
@@ -73,7 +78,7 @@ pub use ssh::SshConfig;
 pub use store::{Database, StoreMode};
 
 pub use clock::WallClock;
-pub use config::{AccessConfig, LOG_TAIL_BYTES_DEFAULT, ServerConfig, StartError, Surroundings};
+pub use config::{AccessConfig, LOG_TAIL_BYTES_DEFAULT, ServerConfig, StartError, Surroundings, WorkspaceConfig};
 pub use data_dir::DataDirError;
 pub use door::listener::Listener;
 pub use door::openapi::document as openapi;
@@ -106,7 +111,12 @@ pub struct Server {
 impl Server {
     /// Opens everything and serves. Nothing is left behind when it fails.
     pub async fn start(config: ServerConfig) -> Result<Self, StartError> {
-        let data_dir = data_dir::DataDir::open(&config.data_dir)?;
+        let data_dir = if config.embedded {
+            // The one that has it serves as well.
+            data_dir::DataDir::open(&config.data_dir)?
+        } else {
+            data_dir::DataDir::take_over(&config.data_dir).await?
+        };
         let public = listen(config.address, "--address").await?;
         let runners = listen(config.runner_address, "--runner-address").await?;
         let ssh = match &config.ssh {
@@ -134,7 +144,7 @@ impl Server {
         surroundings: Surroundings,
     ) -> Result<Self, StartError> {
         planted::disarm();
-        let tls = config.tls.as_ref().map(|tls| Tls::open(tls, &data_dir)).transpose();
+        let tls = config.tls.as_ref().map(|tls| Tls::open(tls, &data_dir, config.wildcards())).transpose();
         let tls = tls.map_err(|error| StartError::Tls(error.to_string()))?.map(Arc::new);
         let database = config.database.clone().unwrap_or_else(|| Database::File(data_dir.join("server.db")));
         let failed = |error: StoreError| StartError::store(&database, &error);
@@ -143,7 +153,7 @@ impl Server {
         let id = lead.id.clone();
         let store = Arc::new(Store::open(lead, surroundings.store, metrics.clone()).await.map_err(failed)?);
         let admin_key = admin_key(&data_dir, &store, &failed).await?;
-        let keys = Keys::new(store::keys::all(store.readers()).await.map_err(failed)?);
+        let keys = Arc::new(Keys::new(store::keys::all(store.readers()).await.map_err(failed)?));
         let vault = Vault::open(&data_dir, store.clone(), config.rotate_secrets).await?;
         let clock = Arc::new(Clock::new(surroundings.wall_clock));
         let sandboxes = Arc::new(open_sandboxes(store.clone(), clock.clone(), &config).await.map_err(failed)?);
@@ -155,7 +165,6 @@ impl Server {
             _ => None,
         };
         let relay = Arc::new(Relay::new(sandboxes.fleet.clone()));
-        let keys = Arc::new(keys);
         let access = &config.access;
         let address = listeners.public.local_addr().unwrap_or(config.address);
         let previews = Previews {
@@ -164,10 +173,10 @@ impl Server {
             store: store.clone(),
             clock,
             listening: address.port(),
+            known: Default::default(),
         };
         let leader = listeners.leader(id, &config.advertised_host, vault.fingerprint());
         announce(&store, leader).await.map_err(failed)?;
-        let health = Arc::new(Health::serving(door::grpc::services()).await);
         let gate = Gate::new(keys.clone(), access.key_required, access.requests_per_minute);
         let server = Self {
             address,
@@ -180,9 +189,11 @@ impl Server {
                 keys,
                 gate: Arc::new(gate),
                 vault: Arc::new(vault),
+                provider: Arc::new(Provider::new(config.provider_url.as_ref())),
                 metrics,
-                health,
+                health: Arc::new(Health::serving(door::grpc::services()).await),
                 previews: Arc::new(previews),
+                workspace: Arc::new(config.workspace.clone()),
                 ssh,
                 origins: Origins::new(&config.access.allowed_origins),
             },
@@ -200,11 +211,16 @@ impl Server {
 
     fn serve<L: Listener>(&self, listeners: Listeners<L>, config: &ServerConfig) {
         let Listeners { public, runners, ssh } = listeners;
-        if let (Some(listener), Some(ssh), Some(config)) = (ssh, self.parts.ssh.clone(), &config.ssh) {
-            let door = SshDoor { parts: self.parts.clone(), ssh, passwords: config.passwords };
+        let ssh_door = self.parts.ssh.clone().zip(config.ssh.as_ref()).map(|(ssh, config)| SshDoor {
+            parts: self.parts.clone(),
+            ssh,
+            passwords: config.passwords,
+        });
+        if let (Some(listener), Some(door)) = (ssh, ssh_door.clone()) {
             self.tasks.spawn(door.serve(listener, self.tasks.clone(), self.shutdown.clone()));
         }
-        let doors = Doors::new(self.parts.clone(), &config.access.allowed_origins);
+        let workspace = WorkspaceDoor::new(self.parts.clone());
+        let doors = Doors::new(self.parts.clone(), workspace.clone(), &config.access.allowed_origins);
         let service = move |request| doors.clone().serve(request);
         let acceptor = || self.tls.as_ref().map(|tls| tls.acceptor());
         self.tasks.spawn(listener::serve(
@@ -217,6 +233,14 @@ impl Server {
         let links = RunnerLinks {
             sandboxes: self.parts.sandboxes.clone(),
             relay: self.parts.relay.clone(),
+            inside: Arc::new(InsideDoor {
+                parts: self.parts.clone(),
+                workspace,
+                ssh: ssh_door,
+                tasks: self.tasks.clone(),
+                shutdown: self.shutdown.clone(),
+                open: Mutex::default(),
+            }),
             tasks: self.tasks.clone(),
         };
         let links = RunnerLinkServiceServer::new(links).max_decoding_message_size(CONTROL_MESSAGE_MAX_BYTES);

@@ -5,8 +5,10 @@
 //! {sandbox}.{app domain}        the user's application, port 3000
 //! ```
 //!
-//! A preview is private: a signed link opens it to whoever has the link, until it expires, and a public one is open to
-//! everybody until then. A link is for one sandbox (its id, not its name) and one port.
+//! A preview is private: a signed link opens it to whoever has the link, until it expires or is revoked, or the API key that made it
+//! ends, and a public one is open to everybody until then. A link is for one sandbox (its id, not its name) and one port.
+
+mod known;
 
 use std::sync::Arc;
 
@@ -14,10 +16,13 @@ use dispense_api::error::{Code, Error};
 use dispense_api::id::SandboxId;
 use dispense_api::limits::ports;
 
+use crate::auth::keys::is_key_id;
 use crate::auth::secret::{ServerSecret, same};
-use crate::clock::Clock;
+use crate::clock::{Clock, MICROS_PER_SEC};
 use crate::sandbox::spec::invalid;
 use crate::store::{self, Store};
+
+use known::Known;
 
 /// Of the user's own application.
 const APP_PORT: u16 = 3000;
@@ -25,7 +30,8 @@ const APP_PORT: u16 = 3000;
 const TTL_DEFAULT_SECS: u32 = 3600;
 /// A month: who shares for longer shares anew.
 const TTL_MAX_SECS: u32 = 30 * 86_400;
-const MICROS_PER_SEC: i64 = 1_000_000;
+/// Two numbers of up to 20 digits, a key's id of 23, a proof of 40, three dots.
+const TOKEN_MAX_BYTES: usize = 128;
 
 /// Where previews are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,17 +56,12 @@ impl Default for PreviewConfig {
 impl PreviewConfig {
     /// What a `Host` header stands for, if it is one of a preview.
     pub(crate) fn place(&self, host: &str) -> Option<Place> {
-        let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let label = |domain: &str| {
-            let label = name.strip_suffix(domain)?.strip_suffix('.')?;
-            (!label.is_empty() && !label.contains('.')).then_some(label)
-        };
         // The longer domain first: one may end in the other.
-        if let Some(sandbox) = label(&self.app_domain) {
-            return Some(Place { sandbox: sandbox.to_owned(), port: APP_PORT });
+        if let Some(sandbox) = label(host, &self.app_domain) {
+            return Some(Place { sandbox, port: APP_PORT });
         }
-        let (port, sandbox) = label(&self.domain)?.split_once('-')?;
+        let label = label(host, &self.domain)?;
+        let (port, sandbox) = label.split_once('-')?;
         let plain = !port.starts_with('0') && port.bytes().all(|byte| byte.is_ascii_digit());
         let port = port.parse().ok().filter(|_| plain && !sandbox.is_empty())?;
         Some(Place { sandbox: sandbox.to_owned(), port })
@@ -73,6 +74,14 @@ impl PreviewConfig {
         let host = format!("{}-{}.{}", place.port, place.sandbox, self.domain);
         if port == default { format!("{scheme}://{host}") } else { format!("{scheme}://{host}:{port}") }
     }
+}
+
+/// The one label that a host has before a domain.
+pub(crate) fn label(host: &str, domain: &str) -> Option<String> {
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let label = name.strip_suffix(domain)?.strip_suffix('.')?;
+    (!label.is_empty() && !label.contains('.')).then(|| label.to_owned())
 }
 
 /// What a host name stands for.
@@ -101,6 +110,17 @@ impl Kind {
     }
 }
 
+/// What a token says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Grant {
+    /// When it ends, in seconds.
+    pub(crate) until: i64,
+    /// When its link was made, in microseconds.
+    pub(crate) made_at: i64,
+    /// The API key that made the link; empty where none was asked for.
+    pub(crate) key_id: String,
+}
+
 /// Why a token opens nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flaw {
@@ -117,6 +137,7 @@ pub(crate) struct Previews {
     pub(crate) clock: Arc<Clock>,
     /// The server's own port.
     pub(crate) listening: u16,
+    pub(crate) known: Known,
 }
 
 /// A link that was made.
@@ -138,6 +159,7 @@ impl Previews {
         &self,
         sandbox: &SandboxId,
         place: &Place,
+        key_id: &str,
         public: bool,
         ttl_secs: u32,
     ) -> Result<Link, Error> {
@@ -145,45 +167,63 @@ impl Previews {
         if ttl > TTL_MAX_SECS {
             return Err(invalid("ttl_secs", format_args!("{ttl} is over the limit of {TTL_MAX_SECS} seconds")));
         }
-        let until = self.clock.now() / MICROS_PER_SEC + i64::from(ttl);
+        let made_at = self.clock.now();
+        let until = made_at / MICROS_PER_SEC + i64::from(ttl);
         let origin = self.config.origin(place, self.listening);
         let expires_at = until * MICROS_PER_SEC;
         if !public {
-            let token = self.sign(Kind::Link, sandbox, place.port, until);
+            let grant = Grant { until, made_at, key_id: key_id.to_owned() };
+            let token = self.sign(Kind::Link, sandbox, place.port, &grant);
             return Ok(Link { url: format!("{origin}/?{LINK_PARAMETER}={token}"), expires_at });
         }
-        let (id, port, now) = (sandbox.clone(), place.port, self.clock.now());
+        let (id, port, now) = (sandbox.clone(), place.port, made_at);
         let write = self.store.write(move |tx| {
             let id = id.clone();
             Box::pin(async move { store::previews::share(tx, &id, port, expires_at, now).await })
         });
-        write.await?;
+        let written = write.await;
+        self.known.forget(sandbox, port);
+        written?;
         Ok(Link { url: format!("{origin}/"), expires_at })
     }
 
-    /// Ends the public share of a port.
-    pub(crate) async fn close(&self, sandbox: &SandboxId, port: u16) -> Result<(), Error> {
-        let id = sandbox.clone();
+    /// Ends the public share of a port, and with `links` every link to it that was made so far.
+    pub(crate) async fn close(&self, sandbox: &SandboxId, port: u16, links: bool) -> Result<(), Error> {
+        let (id, now) = (sandbox.clone(), self.clock.now());
         let write = self.store.write(move |tx| {
             let id = id.clone();
-            Box::pin(async move { store::previews::end(tx, &id, port).await })
+            Box::pin(async move {
+                if links {
+                    let oldest = now - i64::from(TTL_MAX_SECS) * MICROS_PER_SEC;
+                    store::previews::revoke(&mut *tx, &id, port, now, oldest).await?;
+                }
+                store::previews::end(tx, &id, port).await
+            })
         });
-        Ok(write.await?)
+        let written = write.await;
+        self.known.forget(sandbox, port);
+        Ok(written?)
+    }
+
+    /// Whether a link was revoked after it was made.
+    pub(crate) async fn is_revoked(&self, sandbox: &SandboxId, port: u16, grant: &Grant) -> Result<bool, Error> {
+        let until = self.known.access(self.store.readers(), sandbox, port).await?.revoked_until;
+        Ok(until.is_some_and(|until| grant.made_at <= until))
     }
 
     /// Whether everybody may see it now.
     pub(crate) async fn is_public(&self, sandbox: &SandboxId, port: u16) -> Result<bool, Error> {
-        let until = store::previews::public_until(self.store.readers(), sandbox, port).await?;
+        let until = self.known.access(self.store.readers(), sandbox, port).await?.public_until;
         Ok(until.is_some_and(|until| until > self.clock.now()))
     }
 
-    /// A token: when it ends, in seconds, and what proves it.
-    pub(crate) fn sign(&self, kind: Kind, sandbox: &SandboxId, port: u16, until: i64) -> String {
-        sign(&self.secret, kind, sandbox, port, until)
+    /// A token: what it says, and what proves it.
+    pub(crate) fn sign(&self, kind: Kind, sandbox: &SandboxId, port: u16, grant: &Grant) -> String {
+        sign(&self.secret, kind, sandbox, port, grant)
     }
 
-    /// Until when a token is good, in seconds.
-    pub(crate) fn verify(&self, kind: Kind, sandbox: &SandboxId, port: u16, token: &str) -> Result<i64, Flaw> {
+    /// What a token says, until it expires. Whether it was revoked the store knows, and of its key the gate.
+    pub(crate) fn verify(&self, kind: Kind, sandbox: &SandboxId, port: u16, token: &str) -> Result<Grant, Flaw> {
         verify(&self.secret, self.now_secs(), kind, sandbox, port, token)
     }
 
@@ -192,8 +232,23 @@ impl Previews {
     }
 }
 
-fn sign(secret: &ServerSecret, kind: Kind, sandbox: &SandboxId, port: u16, until: i64) -> String {
-    format!("{until}.{}", secret.preview_token(kind.as_str(), sandbox, port, until))
+fn sign(secret: &ServerSecret, kind: Kind, sandbox: &SandboxId, port: u16, grant: &Grant) -> String {
+    let Grant { until, made_at, key_id } = grant;
+    let said = format!("{until}.{made_at}.{key_id}");
+    let proof = secret.preview_token(kind.as_str(), sandbox, port, &said);
+    format!("{said}.{proof}")
+}
+
+/// What a token says, whoever made it.
+fn parse(token: &str) -> Option<Grant> {
+    if token.len() > TOKEN_MAX_BYTES {
+        return None;
+    }
+    let mut parts = token.split('.');
+    let (until, made_at, key_id, _proof) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let known = key_id.is_empty() || is_key_id(key_id);
+    let grant = Grant { until: until.parse().ok()?, made_at: made_at.parse().ok()?, key_id: key_id.to_owned() };
+    (known && parts.next().is_none()).then_some(grant)
 }
 
 pub(crate) fn verify(
@@ -203,13 +258,13 @@ pub(crate) fn verify(
     sandbox: &SandboxId,
     port: u16,
     token: &str,
-) -> Result<i64, Flaw> {
-    let (until, _) = token.split_once('.').ok_or(Flaw::Foreign)?;
-    let until: i64 = until.parse().map_err(|_| Flaw::Foreign)?;
-    if !same(&sign(secret, kind, sandbox, port, until), token) {
+) -> Result<Grant, Flaw> {
+    let grant = parse(token).ok_or(Flaw::Foreign)?;
+    // Written again: of several ways to write a number one is good.
+    if !same(&sign(secret, kind, sandbox, port, &grant), token) {
         return Err(Flaw::Foreign);
     }
-    if until <= now { Err(Flaw::Expired) } else { Ok(until) }
+    if grant.until <= now { Err(Flaw::Expired) } else { Ok(grant) }
 }
 
 /// Of a URL; what has it is a link.

@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 mod change;
 pub(crate) mod create;
+pub(crate) mod environment;
 pub(crate) mod lifecycle;
 pub(crate) mod live;
 pub(crate) mod logs;

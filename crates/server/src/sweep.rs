@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::MICROS_PER_SEC;
 use crate::planted::{self, Bug};
 use crate::sandbox::service::Sandboxes;
 use crate::store::{events, jobs, sandboxes};
@@ -75,7 +76,7 @@ async fn sweep_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
 
 /// The machine's clock was set: what was to last an hour still does.
 async fn follow_jump(sandboxes: &Sandboxes, jump: i64) -> Result<(), dispense_api::error::Error> {
-    tracing::warn!(seconds = jump / 1_000_000, "the machine's clock has jumped: deadlines are moved along");
+    tracing::warn!(seconds = jump / MICROS_PER_SEC, "the machine's clock has jumped: deadlines are moved along");
     let (clock, live) = (sandboxes.clock.clone(), sandboxes.live.clone());
     let moved = sandboxes.store.write_then(
         move |tx| {

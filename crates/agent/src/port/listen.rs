@@ -7,13 +7,14 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dispense_api::error::{Code, Error};
 use dispense_api::v1::{ListenPortRequest, ListenPortResponse, Listening, listen_port_request, listen_port_response};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::call::{Requests, Responses, gone};
 use crate::serve::Agent;
@@ -35,33 +36,54 @@ pub(crate) enum Came {
     Unix(UnixStream),
 }
 
+/// What a connection to a service of the agent is bound by.
+#[derive(Debug)]
+pub(crate) struct Stay {
+    /// One on which nothing is said for so long is closed.
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) _slot: OwnedSemaphorePermit,
+}
+
 /// Those that wait to be taken.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Mutex<HashMap<u64, Came>>);
+pub(crate) struct Waiting(Mutex<HashMap<u64, (Came, Option<Stay>)>>);
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Came>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, (Came, Option<Stay>)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Numbers a connection; `None` where too many wait.
-    fn put(&self, came: Came) -> Option<u64> {
+    fn put(&self, came: Came, stay: Option<Stay>) -> Option<u64> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut waiting = self.lock();
         if waiting.len() >= WAITING_MAX {
             return None;
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        waiting.insert(number, came);
+        waiting.insert(number, (came, stay));
         Some(number)
     }
 
     /// Takes one, once.
-    pub(super) fn take(&self, number: u64) -> Result<Came, Error> {
+    pub(super) fn take(&self, number: u64) -> Result<(Came, Option<Stay>), Error> {
         self.lock().remove(&number).ok_or_else(|| {
             let message = format!("connection {number} was taken already, or waited for too long");
             Error::new(Code::NotFound, "connection_unknown", message)
         })
+    }
+}
+
+impl Agent {
+    /// Lets a connection wait to be taken, for a while; `None` where too many wait, and then it is closed.
+    pub(crate) fn offer(self: Arc<Self>, came: Came, stay: Option<Stay>) -> Option<u64> {
+        let number = self.waiting.put(came, stay)?;
+        let agent = self.clone();
+        self.spawn(async move {
+            tokio::time::sleep(TAKE_TIMEOUT).await;
+            drop(agent.waiting.lock().remove(&number));
+        });
+        Some(number)
     }
 }
 
@@ -72,12 +94,10 @@ struct Mine<'a> {
 }
 
 impl Mine<'_> {
-    fn put(&mut self, came: Came) -> Option<u64> {
-        let number = self.waiting.put(came)?;
+    fn put(&mut self, number: u64) {
         let waiting = self.waiting.lock();
         self.numbers.retain(|number| waiting.contains_key(number));
         self.numbers.push(number);
-        Some(number)
     }
 }
 
@@ -168,7 +188,7 @@ impl Listener {
 }
 
 pub(crate) async fn listen<S: AsyncRead + AsyncWrite + Unpin>(
-    agent: &std::sync::Arc<Agent>,
+    agent: &Arc<Agent>,
     requests: &mut Requests<S>,
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
@@ -185,12 +205,8 @@ pub(crate) async fn listen<S: AsyncRead + AsyncWrite + Unpin>(
                     Error::new(Code::Unavailable, "port_failed", format!("failed to accept: {error}"))
                 })?;
                 // One too many is closed: whoever connected sees that.
-                let Some(number) = mine.put(came) else { continue };
-                let agent = agent.clone();
-                agent.clone().spawn(async move {
-                    tokio::time::sleep(TAKE_TIMEOUT).await;
-                    drop(agent.waiting.lock().remove(&number));
-                });
+                let Some(number) = agent.clone().offer(came, None) else { continue };
+                mine.put(number);
                 responses.send(&response(listen_port_response::Kind::Connection(number))).await.map_err(gone)?;
             }
             _ = look.tick() => {

@@ -47,7 +47,11 @@ fn invalid(message: impl Into<String>) -> Error {
 
 impl Plan {
     /// Checks a request and fills in the sandbox's defaults.
-    pub(super) fn new(start: v1::StartProcess, config: &Config) -> Result<Self, Error> {
+    pub(super) fn new(
+        start: v1::StartProcess,
+        config: &Config,
+        environment: BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
         if start.args.first().is_none_or(String::is_empty) {
             return Err(invalid("`start.args` is empty: give a command"));
         }
@@ -74,19 +78,18 @@ impl Plan {
         if !cwd.starts_with('/') {
             return Err(invalid(format!("`start.cwd` is `{cwd}`: use an absolute path")));
         }
-        let mut env = config.base_env.clone();
-        env.insert("HOME".to_owned(), user.home.display().to_string());
-        env.insert("USER".to_owned(), user.name.clone());
-        env.insert("LOGNAME".to_owned(), user.name.clone());
-        env.insert("SHELL".to_owned(), user.shell.display().to_string());
+        let mut env = BTreeMap::from([
+            ("HOME".to_owned(), user.home.display().to_string()),
+            ("USER".to_owned(), user.name.clone()),
+            ("LOGNAME".to_owned(), user.name.clone()),
+            ("SHELL".to_owned(), user.shell.display().to_string()),
+        ]);
         if let Some(pty) = &start.pty {
             let term = if pty.term.is_empty() { "xterm-256color" } else { &pty.term };
             env.insert("TERM".to_owned(), term.to_owned());
         }
-        for (key, value) in &config.base_env {
-            // What the sandbox was created with wins over what the user database says.
-            env.insert(key.clone(), value.clone());
-        }
+        // What was said of the sandbox wins over what the user database says.
+        env.extend(environment);
         env.extend(start.env);
         Ok(Self { args: start.args, env, cwd, user, pty: start.pty, stdin: start.stdin })
     }

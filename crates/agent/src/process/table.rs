@@ -18,7 +18,7 @@ use super::spawn::{Plan, Started};
 use super::spool::{self, Spool};
 use super::{Process, Stream, output};
 use crate::activity::Activity;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::sys::{self, Ended};
 use crate::usage;
 
@@ -97,6 +97,8 @@ impl Table {
 #[derive(Debug)]
 pub(crate) struct Processes {
     config: Arc<Config>,
+    /// What processes inherit from now on.
+    environment: StdMutex<BTreeMap<String, String>>,
     tasks: TaskTracker,
     activity: Arc<Activity>,
     kept: Arc<Kept>,
@@ -168,7 +170,14 @@ impl Processes {
     /// An empty table.
     pub(crate) fn new(config: Arc<Config>, tasks: TaskTracker, activity: Arc<Activity>) -> Self {
         let kept = Kept::new(&activity);
-        Self { config, tasks, activity, kept }
+        let environment = StdMutex::new(config.base_env.clone());
+        Self { config, environment, tasks, activity, kept }
+    }
+
+    /// Processes to come inherit these variables; what runs keeps its own.
+    pub(crate) fn set_environment(&self, variables: BTreeMap<String, String>) {
+        let variables = config::inherited(variables);
+        *self.environment.lock().unwrap_or_else(PoisonError::into_inner) = variables;
     }
 
     /// Starts a process, unless one was started with the same key.
@@ -180,7 +189,8 @@ impl Processes {
         let name = std::mem::take(&mut start.name);
         self.check_name(&name)?;
         let timeout = (start.timeout_ms > 0).then(|| Duration::from_millis(start.timeout_ms));
-        let plan = Plan::new(start, &self.config)?;
+        let environment = self.environment.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let plan = Plan::new(start, &self.config, environment)?;
         let started = plan.start()?;
         let failed = |error: std::io::Error| {
             Error::new(Code::Internal, "process_failed", format!("failed to watch the process: {error}"))

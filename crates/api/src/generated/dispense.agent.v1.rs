@@ -30,6 +30,17 @@ pub struct Status {
     #[prost(uint64, tag = "5")]
     pub elapsed_us: u64,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetEnvironmentRequest {
+    /// All of them.
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub variables: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetEnvironmentResponse {}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
     /// Bytes of each stream to tell of a process that has ended; 0 means that ends are not told.
@@ -38,7 +49,7 @@ pub struct WatchRequest {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WatchResponse {
-    #[prost(oneof = "watch_response::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "watch_response::Kind", tags = "1, 2, 3, 4")]
     pub kind: ::core::option::Option<watch_response::Kind>,
 }
 /// Nested message and enum types in `WatchResponse`.
@@ -52,7 +63,17 @@ pub mod watch_response {
         /// A process has ended.
         #[prost(message, tag = "3")]
         Log(super::super::super::v1::ProcessLog),
+        #[prost(message, tag = "4")]
+        Visit(super::Visit),
     }
+}
+/// Somebody inside the sandbox has connected to a service. `OpenPort` with `connection` takes it, within 10 s.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Visit {
+    #[prost(enumeration = "Service", tag = "1")]
+    pub service: i32,
+    #[prost(uint64, tag = "2")]
+    pub connection: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AgentHello {
@@ -101,6 +122,38 @@ pub struct ShutdownResponse {
     /// Of processes whose end was not told by Watch.
     #[prost(message, repeated, tag = "1")]
     pub logs: ::prost::alloc::vec::Vec<super::super::v1::ProcessLog>,
+}
+/// What the agent listens for inside the sandbox and the server serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Service {
+    Unspecified = 0,
+    /// Socket.IO, on AGENT_WORKSPACE_PORT.
+    Workspace = 1,
+    /// On AGENT_SSH_PORT.
+    Ssh = 2,
+}
+impl Service {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SERVICE_UNSPECIFIED",
+            Self::Workspace => "SERVICE_WORKSPACE",
+            Self::Ssh => "SERVICE_SSH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SERVICE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SERVICE_WORKSPACE" => Some(Self::Workspace),
+            "SERVICE_SSH" => Some(Self::Ssh),
+            _ => None,
+        }
+    }
 }
 /// Generated client implementations.
 #[cfg(feature = "grpc")]
@@ -244,6 +297,34 @@ pub mod agent_service_client {
                 .insert(GrpcMethod::new("dispense.agent.v1.AgentService", "Shutdown"));
             self.inner.unary(req, path, codec).await
         }
+        /// Processes that are started from the answer on have these variables, in place of those that the agent was started
+        /// with or told before; what runs keeps its own.
+        pub async fn set_environment(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetEnvironmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEnvironmentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dispense.agent.v1.AgentService/SetEnvironment",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("dispense.agent.v1.AgentService", "SetEnvironment"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -277,6 +358,15 @@ pub mod agent_service_server {
             request: tonic::Request<super::ShutdownRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ShutdownResponse>,
+            tonic::Status,
+        >;
+        /// Processes that are started from the answer on have these variables, in place of those that the agent was started
+        /// with or told before; what runs keeps its own.
+        async fn set_environment(
+            &self,
+            request: tonic::Request<super::SetEnvironmentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetEnvironmentResponse>,
             tonic::Status,
         >;
     }
@@ -432,6 +522,51 @@ pub mod agent_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ShutdownSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dispense.agent.v1.AgentService/SetEnvironment" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetEnvironmentSvc<T: AgentService>(pub Arc<T>);
+                    impl<
+                        T: AgentService,
+                    > tonic::server::UnaryService<super::SetEnvironmentRequest>
+                    for SetEnvironmentSvc<T> {
+                        type Response = super::SetEnvironmentResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetEnvironmentRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as AgentService>::set_environment(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetEnvironmentSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -745,6 +745,8 @@ pub mod dispense_service_client {
                 .insert(GrpcMethod::new("dispense.DispenseService", "SetAPIKey"));
             self.inner.unary(req, path, codec).await
         }
+        /// Checks the form of a key, then asks the provider whether it takes it; `message` says what was checked. A key of the
+        /// right form is `valid` when the provider cannot be asked.
         pub async fn validate_api_key(
             &mut self,
             request: impl tonic::IntoRequest<super::ValidateApiKeyRequest>,
@@ -865,6 +867,8 @@ pub mod dispense_service_server {
             tonic::Response<super::SetApiKeyResponse>,
             tonic::Status,
         >;
+        /// Checks the form of a key, then asks the provider whether it takes it; `message` says what was checked. A key of the
+        /// right form is `valid` when the provider cannot be asked.
         async fn validate_api_key(
             &self,
             request: tonic::Request<super::ValidateApiKeyRequest>,

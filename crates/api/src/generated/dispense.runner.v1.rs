@@ -18,7 +18,7 @@ pub struct SandboxLog {
 pub struct KeepLogsResponse {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RunnerMessage {
-    #[prost(oneof = "runner_message::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "runner_message::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<runner_message::Kind>,
 }
 /// Nested message and enum types in `RunnerMessage`.
@@ -37,7 +37,21 @@ pub mod runner_message {
         /// A session that was asked for cannot be opened.
         #[prost(message, tag = "5")]
         SessionDenied(super::SessionDenied),
+        #[prost(message, tag = "6")]
+        Visit(super::Visit),
     }
+}
+/// Somebody inside a sandbox has connected to a service of its agent; the server takes the connection by a session.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Visit {
+    #[prost(string, tag = "1")]
+    pub sandbox_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub generation: u64,
+    #[prost(enumeration = "super::super::agent::v1::Service", tag = "3")]
+    pub service: i32,
+    #[prost(uint64, tag = "4")]
+    pub connection: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServerMessage {

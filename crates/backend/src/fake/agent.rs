@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dispense_api::agent::{AgentHello, Call, Report, ShutdownResponse, Status, WatchResponse, watch_response};
+use dispense_api::agent::{
+    AgentHello, Call, Report, SetEnvironmentRequest, SetEnvironmentResponse, ShutdownResponse, Status, WatchResponse,
+    watch_response,
+};
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::frame::{self, Decoder, Frame};
 use dispense_api::id::SandboxId;
@@ -98,6 +101,13 @@ async fn answer(peer: &mut Peer, machine: &FakeMachine, sandbox: &SandboxId, met
     let known = Method::parse(method);
     match known {
         Some(Method::Watch) => watch(peer, sandbox).await,
+        Some(Method::SetEnvironment) => {
+            let request: SetEnvironmentRequest = peer.message().await?;
+            machine.set_environment(sandbox, request.variables.into_iter().collect());
+            peer.send(&SetEnvironmentResponse {}).await?;
+            peer.finish(Ok(())).await;
+            Some(())
+        }
         Some(Method::RunProcess) => {
             let request: v1::RunProcessRequest = peer.message().await?;
             let Some(run_process_request::Kind::Start(start)) = request.kind else { return None };

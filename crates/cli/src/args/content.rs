@@ -42,7 +42,7 @@ pub(crate) struct OfferArgs {
 
 impl OfferArgs {
     /// Of what is said twice the last counts.
-    pub(crate) fn capacity(&self) -> Offer {
+    pub(crate) fn offer(&self) -> Offer {
         let mut offer = Offer::default();
         for capacity in &self.capacity {
             match *capacity {

@@ -22,6 +22,9 @@ pub(crate) struct PreviewArgs {
     /// End a public preview
     #[arg(long, conflicts_with = "public")]
     pub(crate) close: bool,
+    /// End every link to the port that was made so far, and a public preview
+    #[arg(long, conflicts_with_all = ["public", "close"])]
+    pub(crate) revoke: bool,
 }
 
 #[derive(Args)]

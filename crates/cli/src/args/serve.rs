@@ -30,6 +30,12 @@ pub(crate) struct ListenArgs {
     /// Address for SSH clients
     #[arg(long)]
     pub(crate) ssh_address: Option<String>,
+    /// Previews are at {port}-{sandbox}.DOMAIN
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) preview_domain: Option<String>,
+    /// Workspaces are at {sandbox}.DOMAIN
+    #[arg(long, value_name = "DOMAIN")]
+    pub(crate) workspace_domain: Option<String>,
     /// What is kept of each stream of a process after its sandbox is gone, e.g. 64K; 0 keeps nothing
     #[arg(long)]
     pub(crate) log_tail: Option<String>,
@@ -54,6 +60,8 @@ impl ListenArgs {
             ("server.address", self.address.clone()),
             ("server.runner_address", self.runner_address.clone()),
             ("server.ssh.address", self.ssh_address.clone()),
+            ("server.previews.domain", self.preview_domain.clone()),
+            ("server.workspace.domain", self.workspace_domain.clone()),
             ("server.log_tail", self.log_tail.clone()),
             ("server.tls.enabled", (self.tls || self.cert_file.is_some()).then(|| "true".to_owned())),
             ("server.tls.cert_file", self.cert_file.clone()),

@@ -91,6 +91,7 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
         // A directory of this machine goes up when the sandbox runs.
         content: source::content(args.source),
         require_limits: args.require_limits,
+        skip_services: args.skip_services,
         target: args.target.unwrap_or_default(),
         auto_stop_mins: args.auto_stop.map_or(Ok(0), |time| {
             u32::try_from(time.as_secs().div_ceil(60).max(1)).map_err(|_| usage("auto-stop: use at most a year"))

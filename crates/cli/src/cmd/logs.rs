@@ -32,7 +32,7 @@ pub(super) async fn logs(global: &Global, args: LogsArgs) -> Result<u8, Error> {
 async fn live(client: &Client, args: &LogsArgs) -> Result<Option<v1::ProcessRef>, Error> {
     // A stopped sandbox is not woken to be looked at.
     let sandbox = client.get(&args.sandbox).await?;
-    if !matches!(sandbox.state(), v1::SandboxState::Running | v1::SandboxState::Starting | v1::SandboxState::Lost) {
+    if !is_live(&sandbox) {
         return Ok(None);
     }
     let processes = client.list_processes(&sandbox.id, true).await?;
@@ -41,6 +41,11 @@ async fn live(client: &Client, args: &LogsArgs) -> Result<Option<v1::ProcessRef>
         None => processes.into_iter().max_by_key(newest),
     };
     Ok(found.as_ref().map(Into::into))
+}
+
+/// Whether there is an agent to ask.
+fn is_live(sandbox: &v1::Sandbox) -> bool {
+    matches!(sandbox.state(), v1::SandboxState::Running | v1::SandboxState::Starting | v1::SandboxState::Lost)
 }
 
 async fn follow(client: &Client, args: &LogsArgs, process: v1::ProcessRef) -> Result<(), Error> {
@@ -72,8 +77,9 @@ async fn kept(global: &Global, client: &Client, args: &LogsArgs, why: Option<Err
     };
     match (found, &args.process) {
         (Some(log), _) => {
-            // Its agent has written it down.
-            let rest = client.get(&args.sandbox).await.ok().map(|sandbox| sandbox.name);
+            // Its agent has written it down, and the next one reads it; one that runs has been asked already.
+            let stopped = client.get(&args.sandbox).await.ok().filter(|sandbox| !is_live(sandbox));
+            let rest = stopped.map(|sandbox| sandbox.name);
             for tail in &log.tails {
                 let skip = args.from.saturating_sub(tail.offset);
                 if tail.offset > args.from {

@@ -31,8 +31,8 @@ struct PreviewJson {
 /// Prints a link, or opens or closes a port.
 pub(super) async fn preview(global: &Global, args: PreviewArgs) -> Result<u8, Error> {
     let connected = connect(global).await?;
-    if args.close {
-        connected.client.close_preview(&args.sandbox, args.port).await?;
+    if args.close || args.revoke {
+        connected.client.close_preview(&args.sandbox, args.port, args.revoke).await?;
         return Ok(0);
     }
     let made = connected.client.open_preview(&args.sandbox, args.port, args.public, Some(args.ttl)).await?;

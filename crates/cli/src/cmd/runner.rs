@@ -50,7 +50,7 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         None => data_dir(global)?.join("runner"),
     };
     let mut stop = StopSignals::listen()?;
-    let capacity = args.offer.capacity();
+    let offer = args.offer.offer();
     let backend = open_backend(&state_dir, absolute(args.offer.template)?).await?;
     let config = RunnerConfig {
         server_url,
@@ -58,7 +58,7 @@ pub(super) async fn runner(global: &Global, args: RunnerArgs) -> Result<u8, Erro
         state_dir,
         name: args.name,
         labels: args.label.into_iter().collect(),
-        capacity,
+        offer,
         source_roots: roots(args.offer.source_root)?,
         embedded: false,
     };

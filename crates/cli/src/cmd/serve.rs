@@ -8,7 +8,7 @@ use dispense_client::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use dispense_runner::Offer;
-use dispense_server::{AccessConfig, PreviewConfig};
+use dispense_server::{AccessConfig, PreviewConfig, WorkspaceConfig};
 
 use crate::args::serve::{ListenArgs, ServerArgs, UpArgs};
 use crate::args::{Global, OfferArgs};
@@ -45,9 +45,11 @@ async fn serve(global: &Global, listen: &ListenArgs, kind: Kind, offer: OfferArg
         rotate_secrets: listen.rotate_secrets,
         previews: settings.previews()?,
         ssh: settings.ssh()?,
+        workspace: settings.workspace()?,
+        provider_url: settings.provider_url()?,
         embedded: false,
         runner: kind == Kind::Up,
-        capacity: offer.capacity(),
+        offer: offer.offer(),
         templates: absolute(offer.template)?,
         source_roots: roots(offer.source_root)?,
     });
@@ -108,9 +110,11 @@ pub(super) async fn embedded(global: &Global) -> Result<u8, Error> {
         rotate_secrets: false,
         previews: PreviewConfig::default(),
         ssh: None,
+        workspace: WorkspaceConfig::default(),
+        provider_url: None,
         embedded: true,
         runner: true,
-        capacity: Offer::default(),
+        offer: Offer::default(),
         templates: BTreeMap::new(),
         // It does nothing that its one user could not do.
         source_roots: ["s3://", "https://", "http://"].map(PathBuf::from).into(),

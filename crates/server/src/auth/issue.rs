@@ -7,6 +7,7 @@ use dispense_api::error::{Code, Error};
 use super::keys::{KEY_PREFIX, KEY_PREFIXES};
 use super::secret::random;
 use super::{ApiKey, Keys, Role, Scope};
+use crate::clock::MICROS_PER_SEC;
 use crate::sandbox::spec::{clip, invalid};
 use crate::store::{Store, keys};
 
@@ -16,12 +17,11 @@ const NAME_MAX_BYTES: usize = 63;
 const EXPIRY_MAX_SECS: u64 = 100 * 366 * 86_400;
 /// How long a replaced key is still taken when nobody says otherwise.
 const OVERLAP_DEFAULT: Duration = Duration::from_secs(86_400);
-const MICROS_PER_SEC: i64 = 1_000_000;
 
 /// What an administrator asks for, parsed.
 #[derive(Debug, Clone)]
 pub(crate) struct NewKey {
-    name: String,
+    pub(super) name: String,
     role: Role,
     scope: Scope,
     expires_in: Option<Duration>,

@@ -1,6 +1,7 @@
 //! API keys: `dsp_` and 40 hex digits, stored hashed, looked up in memory.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::RwLock;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +20,9 @@ pub(crate) const KEY_PREFIX: &str = "dsp_";
 pub(crate) const KEY_PREFIXES: [&str; 2] = [KEY_PREFIX, "e2b_"];
 /// At the latest, whether a key has expired: the machine's clock may be set.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Before the digits of an id, which are those of the secret's hash.
+const ID_PREFIX: &str = "key";
+const ID_DIGITS: usize = 20;
 /// Characters that are shown in lists.
 const SHOWN_CHARS: usize = 12;
 
@@ -42,7 +46,7 @@ impl ApiKey {
     /// The record of a key.
     pub(crate) fn of(secret: &str, name: &str, role: Role) -> Self {
         let hash = hash(secret);
-        let id = format!("key{}", &hash[..20]);
+        let id = format!("{ID_PREFIX}{}", &hash[..ID_DIGITS]);
         Self {
             account: id.clone(),
             scope: Scope::All,
@@ -78,8 +82,9 @@ pub(crate) struct Principal {
 
 /// Every key; those that have ended open nothing.
 pub(crate) struct Keys {
-    /// By hash: a timing of the lookup tells something of the hash and nothing of the key.
-    by_hash: RwLock<HashMap<String, ApiKey>>,
+    /// By hash: a timing of the lookup tells something of the hash and nothing of the key. In their order, since the
+    /// digits of an id are the first of a hash.
+    by_hash: RwLock<BTreeMap<String, ApiKey>>,
     /// Counts changes.
     changed: watch::Sender<u64>,
 }
@@ -104,16 +109,16 @@ impl Keys {
     }
 
     /// The holder of an active key.
-    fn holder(&self, wanted: impl Fn(&ApiKey) -> bool) -> Option<Principal> {
+    fn holder(&self, find: impl FnOnce(&BTreeMap<String, ApiKey>, i64) -> Option<&ApiKey>) -> Option<Principal> {
         let (keys, now) = (self.by_hash.read().expect("no holder panics"), micros(SystemTime::now()));
-        let key = keys.values().find(|key| key.is_active(now) && wanted(key))?;
+        let key = find(&keys, now).filter(|key| key.is_active(now))?;
         let (key_id, account) = (key.id.clone(), key.account.clone());
         Some(Principal { key_id, account, role: key.role, scope: key.scope.clone(), origin: Origin::default() })
     }
 
     /// The holder of the key with this id.
     pub(crate) fn of_id(&self, id: &str) -> Option<Principal> {
-        self.holder(|key| key.id == id)
+        self.holder(|keys, _| by_id(keys, id))
     }
 
     /// Returns when the key with this id opens nothing any more: what it has opened is to end. Where no key was asked
@@ -126,7 +131,7 @@ impl Keys {
         loop {
             let left = {
                 let (keys, now) = (self.by_hash.read().expect("no holder panics"), micros(SystemTime::now()));
-                let Some(key) = keys.values().find(|key| key.id == id && key.is_active(now)) else { return };
+                let Some(key) = by_id(&keys, id).filter(|key| key.is_active(now)) else { return };
                 key.expires_at.map(|at| Duration::from_micros(u64::try_from(at - now).unwrap_or(0)))
             };
             let expired = async {
@@ -145,13 +150,13 @@ impl Keys {
 
     /// The holder of one of an account's keys: those of one account open the same.
     pub(crate) fn of_account(&self, account: &str) -> Option<Principal> {
-        self.holder(|key| key.account == account)
+        self.holder(|keys, now| keys.values().find(|key| key.account == account && key.is_active(now)))
     }
 
     /// The holder of a key.
     pub(crate) fn open(&self, secret: &str) -> Option<Principal> {
-        let wanted = hash(secret);
-        KEY_PREFIXES.iter().any(|prefix| secret.starts_with(prefix)).then(|| self.holder(|key| key.hash == wanted))?
+        let is_one = KEY_PREFIXES.iter().any(|prefix| secret.starts_with(prefix));
+        is_one.then(|| self.holder(|keys, _| keys.get(&hash(secret))))?
     }
 
     /// Who the headers say is calling. Credentials stand in headers only, never in a query.
@@ -164,17 +169,15 @@ impl Keys {
         let secret = credential(headers).ok_or_else(missing)?;
         let unknown =
             || unauthenticated("the API key is not valid: it was mistyped, has expired, or is of another server");
-        if !KEY_PREFIXES.iter().any(|prefix| secret.starts_with(prefix)) {
-            return Err(unknown());
-        }
-        let keys = self.by_hash.read().expect("no holder panics");
-        let key = keys.get(&hash(secret)).ok_or_else(unknown)?;
-        if !key.is_active(micros(SystemTime::now())) {
-            return Err(unknown());
-        }
-        let (key_id, account) = (key.id.clone(), key.account.clone());
-        Ok(Principal { key_id, account, role: key.role, scope: key.scope.clone(), origin: Origin::default() })
+        self.open(secret).ok_or_else(unknown)
     }
+}
+
+/// The key with an id.
+fn by_id<'a>(keys: &'a BTreeMap<String, ApiKey>, id: &str) -> Option<&'a ApiKey> {
+    let from = Bound::Included(id.strip_prefix(ID_PREFIX)?);
+    let (_, key) = keys.range::<str, _>((from, Bound::Unbounded)).next()?;
+    (key.id == id).then_some(key)
 }
 
 /// The bearer token or API key of a request.
@@ -185,6 +188,12 @@ pub(crate) fn credential(headers: &HeaderMap) -> Option<&str> {
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()))
+}
+
+/// Whether a text has the form of a key's id.
+pub(crate) fn is_key_id(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.strip_prefix(ID_PREFIX).is_some_and(|digits| digits.len() == ID_DIGITS && digits.bytes().all(is_digit))
 }
 
 /// Whether a text has the form of what opens something of this server.
@@ -209,6 +218,7 @@ mod tests {
     fn a_key_opens_in_either_header_and_nothing_else_does() {
         let secret = super::super::secret::random(KEY_PREFIX);
         let keys = Keys::new([ApiKey::of(&secret, "ci", Role::Member)]);
+        assert!(keys.all().iter().all(|key| is_key_id(&key.id)), "{:?}", keys.all());
         for headers in [headers("authorization", &format!("Bearer {secret}")), headers("x-api-key", &secret)] {
             assert_eq!(keys.authenticate(&headers).map(|principal| principal.role), Ok(Role::Member));
         }

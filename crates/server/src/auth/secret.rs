@@ -57,8 +57,8 @@ impl ServerSecret {
     }
 
     /// What proves that this server made a preview's link or cookie.
-    pub(crate) fn preview_token(&self, kind: &str, sandbox: &SandboxId, port: u16, until: i64) -> String {
-        self.derive("", &format!("preview {kind} {sandbox} {port} {until}"))
+    pub(crate) fn preview_token(&self, kind: &str, sandbox: &SandboxId, port: u16, said: &str) -> String {
+        self.derive("", &format!("preview {kind} {sandbox} {port} {said}"))
     }
 
     fn derive(&self, prefix: &str, purpose: &str) -> String {

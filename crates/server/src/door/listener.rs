@@ -151,8 +151,14 @@ where
     }
 }
 
-async fn connection<T, S, F, B>(stream: T, peer: SocketAddr, window_bytes: u32, service: S, shutdown: CancellationToken)
-where
+/// Serves one connection until its end, or until `shutdown` and the end of the requests that it has begun.
+pub(crate) async fn connection<T, S, F, B>(
+    stream: T,
+    peer: SocketAddr,
+    window_bytes: u32,
+    service: S,
+    shutdown: CancellationToken,
+) where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,

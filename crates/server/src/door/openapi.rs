@@ -23,8 +23,15 @@ pub(super) struct Described {
     pub(super) path: &'static str,
     pub(super) summary: &'static str,
     pub(super) query: Option<Value>,
-    pub(super) body: Option<Value>,
+    pub(super) body: Option<Body>,
     pub(super) answer: Answer,
+}
+
+/// What a route takes.
+pub(super) enum Body {
+    Json(Value),
+    /// Any bytes.
+    Bytes,
 }
 
 /// What a route answers with when all is well.
@@ -32,7 +39,12 @@ pub(super) enum Answer {
     Json(u16, Value),
     /// Of this content type.
     Text(&'static str),
+    /// Any bytes, or a range of them.
+    Bytes,
 }
+
+/// The content type of bytes that mean nothing to this server.
+pub(super) const BYTES: &str = "application/octet-stream";
 
 /// The document.
 pub fn document() -> Value {
@@ -101,8 +113,10 @@ fn role_of(role: Role) -> &'static str {
 fn operation(route: &Described) -> Value {
     let mut parameters = path_parameters(route.path);
     let properties = route.query.as_ref().and_then(|query| query["properties"].as_object());
+    let required = route.query.as_ref().and_then(|query| query["required"].as_array());
     for (name, schema) in properties.into_iter().flatten() {
-        let mut parameter = json!({"name": name, "in": "query", "required": false, "schema": schema});
+        let is_required = required.is_some_and(|names| names.iter().any(|required| required == name));
+        let mut parameter = json!({"name": name, "in": "query", "required": is_required, "schema": schema});
         if let Some(about) = schema["description"].as_str() {
             parameter["description"] = about.into();
         }
@@ -111,6 +125,7 @@ fn operation(route: &Described) -> Value {
     let (status, content) = match &route.answer {
         Answer::Json(status, schema) => (*status, json!({"application/json": {"schema": schema}})),
         Answer::Text(kind) => (200, json!({*kind: {"schema": {"type": "string"}}})),
+        Answer::Bytes => (200, json!({BYTES: {}})),
     };
     let mut operation = json!({
         "summary": route.summary,
@@ -119,8 +134,15 @@ fn operation(route: &Described) -> Value {
         "parameters": parameters,
         "responses": responses(status, content, "ErrorJson"),
     });
+    if let Answer::Bytes = &route.answer {
+        operation["responses"]["206"] = json!({"description": "The range that was asked for.", "content": {BYTES: {}}});
+    }
     if let Some(body) = &route.body {
-        operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body}}});
+        let content = match body {
+            Body::Json(schema) => json!({"application/json": {"schema": schema}}),
+            Body::Bytes => json!({BYTES: {}}),
+        };
+        operation["requestBody"] = json!({"required": true, "content": content});
     }
     operation
 }

@@ -32,8 +32,10 @@ use tokio::time::Instant;
 use super::Parts;
 use super::listener::PeerAddress;
 use super::observe::Matched;
+use crate::auth::Principal;
 use crate::preview::{Place, refuse_agent_port};
 use crate::relay::Route;
+use crate::relay::port::PortStream;
 use access::Entry;
 use headers::Forwarded;
 use pool::Pool;
@@ -62,23 +64,34 @@ impl PreviewDoor {
     /// Answers one request.
     pub(super) async fn serve(self, place: Place, request: Request<Incoming>) -> Result<Response, Infallible> {
         let for_people = page::wanted(request.headers());
-        let mut response = match self.answer(&place, request).await {
-            Ok(response) => response,
-            Err(error) => page::refusal(&place, &error, for_people),
+        let (mut response, holder) = match self.answer(&place, request).await {
+            Ok(answered) => answered,
+            Err(error) => (page::refusal(&place, &error, for_people), None),
         };
-        Matched("preview".to_owned()).note(&mut response, None);
+        Matched("preview".to_owned()).note(&mut response, holder);
         Ok(response)
     }
 
-    async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<Response, Error> {
+    /// With whose key it was opened: the answer ends with the key.
+    async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<(Response, Option<Principal>), Error> {
         refuse_agent_port(place.port)?;
         match access::enter(&self.parts, place, &request).await? {
-            Entry::Answered(response) => Ok(response),
-            Entry::Open(route) => self.forward(place, &route, request).await,
+            Entry::Answered(response) => Ok((response, None)),
+            Entry::Open(route, holder) => {
+                let key_id = holder.as_ref().map_or("", |holder| &holder.key_id);
+                let response = self.forward(place, &route, key_id, request).await?;
+                Ok((response, holder))
+            }
         }
     }
 
-    async fn forward(&self, place: &Place, route: &Route, mut request: Request<Incoming>) -> Result<Response, Error> {
+    async fn forward(
+        &self,
+        place: &Place,
+        route: &Route,
+        key_id: &str,
+        mut request: Request<Incoming>,
+    ) -> Result<Response, Error> {
         let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
         let forwarded = self.forwarded(place, peer, &request);
         let upgrade = headers::upgrade(request.headers());
@@ -107,7 +120,13 @@ impl PreviewDoor {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let theirs = theirs.ok_or_else(|| cut(place, &"it switched protocols unasked"))?;
             let ours = hyper::upgrade::on(&mut response);
-            tokio::spawn(join(theirs, ours));
+            let (keys, key_id) = (self.parts.keys.clone(), key_id.to_owned());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = join(theirs, ours) => {}
+                    () = keys.ended(&key_id) => tracing::debug!("an upgraded connection of a preview ended with its key"),
+                }
+            });
             return Ok(response.map(Body::new));
         }
         let pool = self.pool.clone();
@@ -187,10 +206,19 @@ impl http_body::Body for Uploaded {
 /// Joins two connections that speak another protocol now, until both directions have ended.
 async fn join(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
     let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
-    let (mut theirs, mut ours) = (TokioIo::new(theirs), TokioIo::new(ours));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut theirs, &mut ours).await {
+    let Ok(ours) = ours.downcast::<TokioIo<PortStream>>() else {
+        tracing::error!("an upgraded connection of a preview leads to no port");
+        return;
+    };
+    let mut port = ours.io.into_inner();
+    port.give_back(ours.read_buf);
+    let mut theirs = TokioIo::new(theirs);
+    if let Err(error) = tokio::io::copy_bidirectional(&mut theirs, &mut port).await {
         tracing::debug!(%error, "an upgraded connection of a preview ended");
     }
+    drop(theirs);
+    // What the caller sent last arrives, also when it hung up.
+    port.finish().await;
 }
 
 fn late(place: &Place) -> Error {

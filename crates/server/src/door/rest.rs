@@ -1,9 +1,15 @@
 //! REST under `/api/v1`: JSON with camelCase names, errors as `{code, message, details}`.
 
+mod audit;
+mod batch;
 mod describe;
+mod environment;
 mod events;
+mod files;
 mod heartbeat;
 mod json;
+mod keys;
+mod range;
 mod ssh;
 mod usage;
 
@@ -15,7 +21,7 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Path, Query, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use dispense_api::error::{Code, Error};
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -24,7 +30,7 @@ use serde::Deserialize;
 
 use super::observe::Matched;
 use super::request::{page_size, page_token, parse_page_token, wait_bound};
-use super::{Parts, admit, http_head, method_unknown, openapi};
+use super::{Parts, admit, http_head, method_unknown, openapi, websocket};
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
 use crate::sandbox::create::NewSandbox;
@@ -85,7 +91,21 @@ pub(super) fn router(parts: Parts) -> Router {
         .route("/api/v1/sandboxes/{id}/status", post(heartbeat::status))
         .route("/api/v1/sandboxes/{id}/connection", get(ssh::connection))
         .route("/api/v1/sandboxes/{id}/usage", get(usage::usage))
-        .route(events::PATH, get(events::events))
+        .route("/api/v1/sandboxes/{id}/environment", get(environment::environment).patch(environment::change))
+        .route("/api/v1/sandboxes/{id}/files", get(files::read).put(files::write).delete(files::remove))
+        .route("/api/v1/sandboxes/{id}/files/stat", get(files::stat))
+        .route("/api/v1/sandboxes/{id}/files/list", get(files::list))
+        .route("/api/v1/sandboxes/{id}/files/directory", post(files::make_directory))
+        .route("/api/v1/sandboxes/{id}/files/move", post(files::rename))
+        .route("/api/v1/events", get(events::events))
+        .route("/api/v1/batch/create", post(batch::create_each))
+        .route("/api/v1/batch/delete", post(batch::delete_each))
+        .route("/api/v1/batch/exec", post(batch::exec_each))
+        .route("/api/v1/keys", get(keys::list).post(keys::create))
+        .route("/api/v1/keys/{key}", delete(keys::revoke))
+        .route("/api/v1/keys/{key}/rotate", post(keys::rotate))
+        .route("/api/v1/audit", get(audit::list))
+        .route("/api/v1/audit/verify", get(audit::verify))
         .route("/api/v1/jobs", get(list_jobs))
         .route("/api/v1/jobs/{id}", get(get_job))
         .route("/api/v1/runners", get(list_runners))
@@ -103,8 +123,8 @@ async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Reque
     let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
         return Refusal(method_unknown(path.as_str())).into_response();
     };
-    if path.as_str() == events::PATH {
-        events::take_bearer(request.headers_mut());
+    if websocket::is_asked(request.headers()) {
+        websocket::take_bearer(request.headers_mut());
     }
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
     let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
@@ -187,11 +207,16 @@ async fn create_sandbox(
     body: Result<Json<json::CreateJson>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<SandboxJson>)> {
     let Json(body) = body.map_err(|error| bad_body(&error))?;
+    Ok((StatusCode::CREATED, Json(create(&parts, &caller, body).await?)))
+}
+
+/// Creates a sandbox, and waits for it where the request asks for that.
+async fn create(parts: &Parts, caller: &Principal, body: json::CreateJson) -> Result<SandboxJson, Error> {
     let timeout = wait_bound(body.wait, body.timeout_secs)?;
     let new = NewSandbox::parse(body.name, body.spec.try_into()?, body.labels, body.group)?;
-    let sandbox = parts.sandboxes.seen_by(&caller).create(new).await?;
+    let sandbox = parts.sandboxes.seen_by(caller).create(new).await?;
     let sandbox = parts.sandboxes.settled(sandbox, Desired::Running, timeout).await?;
-    Ok((StatusCode::CREATED, Json(SandboxJson::new(&parts.sandboxes, &sandbox))))
+    Ok(SandboxJson::new(&parts.sandboxes, &sandbox))
 }
 
 async fn get_sandbox(

@@ -21,6 +21,7 @@ use russh::{
     Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Preferred, SshId, cipher, compression,
     kex, mac,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -66,11 +67,12 @@ pub(crate) struct SshDoor {
 }
 
 impl SshDoor {
-    fn config(&self) -> Config {
+    /// A client that says nothing is asked whether it is there, but for one whose way is too short to be lost.
+    fn config(&self, keepalive_interval: Option<Duration>) -> Arc<Config> {
         let (key, certificate) = self.ssh.authority.host();
         let mut methods = vec![MethodKind::PublicKey];
         methods.extend(self.passwords.then_some(MethodKind::Password));
-        Config {
+        Arc::new(Config {
             server_id: SshId::Standard("SSH-2.0-dispense".into()),
             methods: MethodSet::from(methods.as_slice()),
             auth_rejection_time: REJECTION_TIME,
@@ -80,25 +82,44 @@ impl SshDoor {
             preferred: preferred(),
             max_auth_attempts: ATTEMPTS_MAX,
             inactivity_timeout: Some(IDLE_TIMEOUT),
-            keepalive_interval: Some(KEEPALIVE_INTERVAL),
+            keepalive_interval,
             keepalive_max: KEEPALIVE_MAX,
             channel_buffer_size: CHANNEL_MESSAGES,
             nodelay: true,
             ..Config::default()
-        }
+        })
     }
 
     /// Serves until `shutdown`.
     pub(crate) async fn serve<L: Listener>(self, listener: L, tasks: TaskTracker, shutdown: CancellationToken) {
-        let config = Arc::new(self.config());
+        let config = self.config(Some(KEEPALIVE_INTERVAL));
         let ended = shutdown.clone();
-        let each = move |stream, peer| self.clone().connection(stream, peer, config.clone(), shutdown.clone());
+        let each = move |stream, peer| {
+            let entrance = Entrance::Gateway { sandbox: String::new() };
+            self.clone().connection(stream, peer, entrance, config.clone(), shutdown.clone())
+        };
         accept(listener, CONNECTIONS_MAX, each, tasks, ended).await;
     }
 
-    async fn connection<S>(self, stream: S, peer: SocketAddr, config: Arc<Config>, shutdown: CancellationToken)
+    /// Serves a connection that came from inside a sandbox.
+    pub(super) async fn inside<S>(self, stream: S, peer: SocketAddr, sandbox: &SandboxId, shutdown: CancellationToken)
     where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (config, entrance) =
+            (self.config(None), Entrance::Inside { sandbox: sandbox.clone(), user: String::new() });
+        self.connection(stream, peer, entrance, config, shutdown).await;
+    }
+
+    async fn connection<S>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        entrance: Entrance,
+        config: Arc<Config>,
+        shutdown: CancellationToken,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (entered, keys) = (watch::Sender::new(None), self.parts.keys.clone());
         let mut key = entered.subscribe();
@@ -106,7 +127,7 @@ impl SshDoor {
             door: self,
             peer,
             caller: None,
-            sandbox: String::new(),
+            entrance,
             entered,
             channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
             setups: channel::Setups::default(),
@@ -162,13 +183,43 @@ fn preferred() -> Preferred {
     }
 }
 
+/// Where a client came in, which says what the user name of its login means.
+#[derive(Debug, Clone)]
+enum Entrance {
+    /// The sandbox, by id or name.
+    Gateway { sandbox: String },
+    /// A user of the sandbox, as at any machine.
+    Inside { sandbox: SandboxId, user: String },
+}
+
+impl Entrance {
+    fn log_in(&mut self, login: &str) {
+        let (Self::Gateway { sandbox: name } | Self::Inside { user: name, .. }) = self;
+        login.clone_into(name);
+    }
+
+    fn sandbox(&self) -> &str {
+        match self {
+            Self::Gateway { sandbox } => sandbox,
+            Self::Inside { sandbox, .. } => sandbox.as_str(),
+        }
+    }
+
+    /// Who runs what is started; empty for the sandbox's own default.
+    fn user(&self) -> &str {
+        match self {
+            Self::Gateway { .. } => "",
+            Self::Inside { user, .. } => user,
+        }
+    }
+}
+
 /// One client.
 struct Connection {
     door: SshDoor,
     peer: SocketAddr,
     caller: Option<Principal>,
-    /// As the client named it.
-    sandbox: String,
+    entrance: Entrance,
     /// Told the id of the key behind the login.
     entered: watch::Sender<Option<String>>,
     channels: Arc<Semaphore>,
@@ -181,22 +232,25 @@ struct Connection {
 
 impl Connection {
     /// Notes who has come in, if they may use the sandbox at all.
-    fn enter(&mut self, user: &str, caller: Option<Principal>) -> Auth {
+    fn enter(&mut self, login: &str, caller: Option<Principal>) -> Auth {
         match caller.filter(|caller| caller.role >= Role::Member) {
             Some(caller) => {
-                tracing::info!(peer = %self.peer, sandbox = %user, account = %caller.account, "SSH login");
+                self.entrance.log_in(login);
+                tracing::info!(peer = %self.peer, entrance = ?self.entrance, account = %caller.account, "SSH login");
                 self.entered.send_replace(Some(caller.key_id.clone()));
                 self.caller = Some(caller);
-                user.clone_into(&mut self.sandbox);
                 Auth::Accept
             }
             None => Auth::reject(),
         }
     }
 
-    async fn id(&self, user: &str) -> Option<SandboxId> {
-        // The error is the server's own, and in its log.
-        self.door.parts.sandboxes.id_of(user).await.ok().flatten()
+    async fn id(&self, login: &str) -> Option<SandboxId> {
+        match &self.entrance {
+            // The error is the server's own, and in its log.
+            Entrance::Gateway { .. } => self.door.parts.sandboxes.id_of(login).await.ok().flatten(),
+            Entrance::Inside { sandbox, .. } => Some(sandbox.clone()),
+        }
     }
 
     /// Whose registered key it is.
@@ -208,7 +262,9 @@ impl Connection {
     /// Where the sandbox is; wakes it.
     async fn route(&self, method: Method) -> Result<Route, Error> {
         let caller = self.caller.as_ref().expect("channels are opened after the login");
-        self.door.parts.sandboxes.seen_by(caller).route(&self.sandbox, method, START_TIMEOUT).await
+        let (seen, sandbox) = (self.door.parts.sandboxes.seen_by(caller), self.entrance.sandbox());
+        seen.get(sandbox).await?.spec.offers_services()?;
+        seen.route(sandbox, method, START_TIMEOUT).await
     }
 }
 
@@ -248,7 +304,7 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
-        self.setups.put(channel, slot);
+        self.setups.put(channel, self.entrance.user(), slot);
         reply.accept().await;
         Ok(())
     }
@@ -264,7 +320,7 @@ impl Handler for Connection {
         _session: &mut Session,
     ) -> Done<()> {
         // The sandbox's own loopback, by any of its names: it is no way to other machines.
-        let own = ["localhost", "127.0.0.1", "::1", self.sandbox.as_str()].contains(&host);
+        let own = ["localhost", "127.0.0.1", "::1", self.entrance.sandbox()].contains(&host);
         let port = u16::try_from(port).ok().filter(|port| *port > 0 && own);
         let (Some(port), Ok(slot)) = (port, self.channels.clone().try_acquire_owned()) else {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
@@ -314,8 +370,11 @@ impl Handler for Connection {
     }
 
     async fn agent_request(&mut self, channel: ChannelId, session: &mut Session) -> Done<bool> {
-        if self.agent.is_none() {
-            let Some(listener) = self.listen(At::SocketUser(String::new())).await else { return Ok(false) };
+        // It ends with the sandbox, which may have been started again.
+        if self.agent.as_ref().is_none_or(|(_, passing)| passing.is_finished()) {
+            let Some(listener) = self.listen(At::SocketUser(self.entrance.user().to_owned())).await else {
+                return Ok(false);
+            };
             let socket = listener.at.socket.clone();
             let passing = tokio::spawn(listener.pass(forward::Kind::Agent, session.handle(), self.channels.clone()));
             self.agent = Some((socket, AbortOnDropHandle::new(passing)));
@@ -371,7 +430,7 @@ impl Connection {
             Ok(route) => forward::Listener::open(self.door.parts.relay.clone(), route, at).await,
             Err(error) => Err(error),
         };
-        listener.inspect_err(|error| tracing::info!(sandbox = %self.sandbox, %error, "nothing listens for SSH")).ok()
+        listener.inspect_err(|error| tracing::info!(entrance = ?self.entrance, %error, "nothing listens for SSH")).ok()
     }
 
     /// Starts what a channel asks for; from here on a task has the channel.

@@ -78,18 +78,18 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    /// Reads the files; makes them first where the server is to have its own.
-    pub(crate) fn open(config: &TlsConfig, data_dir: &DataDir) -> Result<Self, TlsError> {
+    /// Reads the files; makes them first where the server is to have its own, for these names beside the machine's.
+    pub(crate) fn open(config: &TlsConfig, data_dir: &DataDir, names: Vec<String>) -> Result<Self, TlsError> {
         let (certificate, key) = match config {
             TlsConfig::Files { certificate, key } => (certificate.clone(), key.clone()),
-            TlsConfig::SelfSigned => own(data_dir)?,
+            TlsConfig::SelfSigned => own(data_dir, names)?,
         };
         let certified = load(&certificate, &key)?;
         let pin = Arc::new(RwLock::new(Pin::of(&certified.cert[0])));
         let current = Arc::new(Current { certified: RwLock::new(Arc::new(certified)) });
         let builder = ServerConfig::builder_with_provider(tls::provider()).with_safe_default_protocol_versions()?;
         let mut config = builder.with_no_client_auth().with_cert_resolver(current.clone());
-        config.alpn_protocols = vec![tls::ALPN_HTTP2.to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![tls::ALPN_HTTP2.to_vec(), tls::ALPN_HTTP1.to_vec()];
         Ok(Self { certificate, key, current, pin, acceptor: TlsAcceptor::from(Arc::new(config)) })
     }
 
@@ -134,12 +134,12 @@ impl Tls {
     }
 }
 
-/// The server's own certificate, made at the first start.
-fn own(data_dir: &DataDir) -> Result<(PathBuf, PathBuf), TlsError> {
+/// The server's own certificate, made at the first start. It stays when the names change: clients know its fingerprint.
+fn own(data_dir: &DataDir, mut names: Vec<String>) -> Result<(PathBuf, PathBuf), TlsError> {
     let (certificate, key) = (data_dir.join(CERTIFICATE_FILE), data_dir.join(KEY_FILE));
     if !(certificate.exists() && key.exists()) {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let names = ["localhost", "127.0.0.1", "::1", host.as_str()].map(str::to_owned).to_vec();
+        names.extend(["localhost", "127.0.0.1", "::1", host.as_str()].map(str::to_owned));
         let MadeCertificate { cert, signing_key } = generate_simple_self_signed(names)?;
         data_dir.write(KEY_FILE, &signing_key.serialize_pem())?;
         data_dir.write(CERTIFICATE_FILE, &cert.pem())?;
@@ -168,6 +168,10 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 
 #[cfg(test)]
 mod tests {
+    use rustls::client::verify_server_name;
+    use rustls::pki_types::ServerName;
+    use rustls::server::ParsedCertificate;
+
     use super::*;
 
     fn write(folder: &Path, made: &MadeCertificate<rcgen::KeyPair>) -> TlsConfig {
@@ -181,9 +185,25 @@ mod tests {
     fn its_own_certificate_is_made_once_and_kept() {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let data_dir = DataDir::open(folder.path()).expect("free");
-        let pins =
-            [0, 1].map(|_| *Tls::open(&TlsConfig::SelfSigned, &data_dir).expect("made").pin.read().expect("ours"));
-        assert_eq!(pins[0], pins[1]);
+        let open = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            Tls::open(&TlsConfig::SelfSigned, &data_dir, names).expect("made")
+        };
+        let (first, second) = (open(&["*.dev.example"]), open(&["*.other.example"]));
+        assert_eq!(*first.pin.read().expect("ours"), *second.pin.read().expect("ours"));
+        let certified = first.current.certified.read().expect("ours").clone();
+        let certificate = ParsedCertificate::try_from(&certified.cert[0]).expect("a certificate");
+        for (name, is_its) in [
+            ("localhost", true),
+            ("127.0.0.1", true),
+            ("3000-web.dev.example", true),
+            ("dev.example", false),
+            ("a.b.dev.example", false),
+            ("web.other.example", false),
+        ] {
+            let name = ServerName::try_from(name).expect("a name");
+            assert_eq!(verify_server_name(&certificate, &name).is_ok(), is_its, "{name:?}");
+        }
     }
 
     #[test]
@@ -192,12 +212,12 @@ mod tests {
         let data_dir = DataDir::open(&folder.path().join("data")).expect("free");
         let made = || generate_simple_self_signed(vec!["localhost".to_owned()]).expect("made");
         let config = write(folder.path(), &made());
-        Tls::open(&config, &data_dir).expect("they belong together");
+        Tls::open(&config, &data_dir, vec![]).expect("they belong together");
         fs::write(folder.path().join("server.key"), made().signing_key.serialize_pem()).expect("ours");
-        let Err(TlsError::File { path, .. }) = Tls::open(&config, &data_dir) else { panic!("another key") };
+        let Err(TlsError::File { path, .. }) = Tls::open(&config, &data_dir, vec![]) else { panic!("another key") };
         assert!(path.ends_with("server.key"));
         fs::write(folder.path().join("server.crt"), "nothing").expect("ours");
-        let Err(TlsError::File { path, .. }) = Tls::open(&config, &data_dir) else { panic!("no certificate") };
+        let Err(TlsError::File { path, .. }) = Tls::open(&config, &data_dir, vec![]) else { panic!("no certificate") };
         assert!(path.ends_with("server.crt"));
     }
 }

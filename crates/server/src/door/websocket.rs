@@ -1,10 +1,13 @@
 //! WebSockets of our own protocols (RFC 6455).
+//!
+//! A browser's WebSocket can bring no header but its subprotocols: there the key stands beside the protocol's name.
 
 use axum::body::Body;
 use axum::response::Response;
 use dispense_api::error::Error;
 use http::header::{
-    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE,
+    AUTHORIZATION, CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use hyper::upgrade::Upgraded;
@@ -18,6 +21,9 @@ use crate::sandbox::spec::invalid;
 /// The only version that there is.
 const VERSION: &str = "13";
 
+/// Before a key that comes as a subprotocol.
+const BEARER: &str = "bearer.";
+
 /// One that is open.
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
@@ -30,6 +36,17 @@ pub(super) fn words(headers: &HeaderMap, name: HeaderName) -> impl Iterator<Item
 /// Whether a request asks for one.
 pub(super) fn is_asked(headers: &HeaderMap) -> bool {
     words(headers, UPGRADE).any(|word| word.eq_ignore_ascii_case("websocket"))
+}
+
+/// Moves a key among the subprotocols to where it stands in every other request.
+pub(super) fn take_bearer(headers: &mut HeaderMap) {
+    if headers.contains_key(AUTHORIZATION) {
+        return;
+    }
+    let key = words(headers, SEC_WEBSOCKET_PROTOCOL).find_map(|word| word.strip_prefix(BEARER));
+    if let Some(value) = key.and_then(|key| HeaderValue::from_str(&format!("Bearer {key}")).ok()) {
+        headers.insert(AUTHORIZATION, value);
+    }
 }
 
 /// Opens one, with messages of at most so many bytes, and serves it when this answer has been sent. Whoever names

@@ -1,13 +1,16 @@
-//! The workspace of a sandbox in a browser: a terminal and files over Socket.IO v4, at `/workspace/{sandbox}`.
+//! The workspace of a sandbox in a browser: a terminal and files over Socket.IO v4, at `/workspace/{sandbox}`, and at
+//! the protocol's own path of the host `{sandbox}.{workspace domain}`.
 //!
 //! ```text
 //! io(url, {path: "/workspace/web", auth: {token, session?, offset?}})
+//! io("https://web.workspace.example", {auth})
 //!     fetchDir fetchContent updateContent ──► the agent's FileService, beneath /workspace
 //!     terminal:write terminal:resize      ──► a shell of this connection, opened at the first use
 //!     file:refresh                        ◄── what was listed and has changed
 //! ```
 //!
-//! The token is an API key, best one with a scope and a short life. Nothing reaches the sandbox before it was checked.
+//! Inside the sandbox it is at port 3001, see [`inside`](super::inside). The token is an API key, best one with a scope and
+//! a short life. Nothing reaches the sandbox before it was checked.
 
 mod files;
 mod terminal;
@@ -26,14 +29,18 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use socketioxide::extract::{AckSender, SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
-use socketioxide::{ParserConfig, SocketIo};
+use socketioxide::socket::DisconnectReason;
+use socketioxide::{ParserConfig, SocketIo, TransportType};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 
+use super::preview::headers::host;
 use super::rest::Refusal;
 use super::{Parts, observe::Matched, origin::Origins};
 use crate::auth::{Principal, Role};
+use crate::config::WorkspaceConfig;
+use crate::preview::label;
 use crate::relay::Route;
 use crate::sandbox::spec::clip;
 use terminal::{Parked, Terminal};
@@ -42,6 +49,8 @@ use terminal::{Parked, Terminal};
 const ROOT: &str = "/workspace";
 /// Of the paths that this door serves.
 const PREFIX: &str = "/workspace/";
+/// On a sandbox's own host and port: where a client looks that is told no path.
+const DEFAULT_PATH: &str = "/socket.io";
 /// One event: a file of the largest size that is carried, in base64, and its frame.
 const EVENT_MAX_BYTES: usize = 24 << 20;
 /// Packets that wait for a slow client.
@@ -53,12 +62,13 @@ const SESSION_MAX_BYTES: usize = 128;
 
 /// The door.
 #[derive(Clone)]
-pub(super) struct WorkspaceDoor {
+pub(crate) struct WorkspaceDoor {
     service: BoxCloneSyncService<Request<Body>, Response, Infallible>,
     origins: Origins,
+    config: Arc<WorkspaceConfig>,
 }
 
-/// In a request's extensions: the sandbox that its path names.
+/// In a request's extensions: the sandbox that its path or its host names.
 #[derive(Debug, Clone)]
 struct Named(String);
 
@@ -96,7 +106,7 @@ impl Client {
 }
 
 impl WorkspaceDoor {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let (service, io) = SocketIo::builder()
             .req_path("/workspace")
             .max_payload(EVENT_MAX_BYTES as u64)
@@ -105,7 +115,7 @@ impl WorkspaceDoor {
             .max_buffer_size(QUEUE_PACKETS)
             .with_parser(ParserConfig::common().max_incoming_binary_buf_size(EVENT_MAX_BYTES).max_incoming_binaries(4))
             .build_svc();
-        let (parked, origins) = (Arc::new(Parked::default()), parts.origins.clone());
+        let (parked, origins, config) = (Arc::new(Parked::default()), parts.origins.clone(), parts.workspace.clone());
         let enter = move |socket: SocketRef, auth: TryData<Auth>| {
             let (parts, parked) = (parts.clone(), parked.clone());
             async move { enter(parts, parked, &socket, auth.0.ok()).await.map_err(|error| error.message) }
@@ -116,7 +126,7 @@ impl WorkspaceDoor {
             async move { Ok(service.oneshot(request).await?.map(Body::new)) }
         });
         let service = BoxCloneSyncService::new(service);
-        Self { service, origins }
+        Self { service, origins, config }
     }
 
     /// Whether a path is this door's.
@@ -124,23 +134,56 @@ impl WorkspaceDoor {
         path.strip_prefix(PREFIX).is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'))
     }
 
-    /// Answers one request of the transport.
-    pub(super) async fn serve(self, mut request: Request<Body>) -> Result<Response, Infallible> {
+    /// The sandbox whose own host a request is for.
+    pub(super) fn sandbox_of<B>(&self, request: &Request<B>) -> Option<String> {
+        label(host(request)?, self.config.domain.as_deref()?)
+    }
+
+    /// Answers one request whose path names the sandbox.
+    pub(super) async fn serve(self, request: Request<Body>) -> Result<Response, Infallible> {
         if let Err(error) = self.origins.check(request.uri(), request.headers()) {
             return Ok(Refusal(error).into_response());
         }
         let rest = request.uri().path().strip_prefix(PREFIX).unwrap_or_default();
-        let named = Named(rest.split('/').next().unwrap_or_default().to_owned());
+        let sandbox = rest.split('/').next().unwrap_or_default().to_owned();
+        self.transport(sandbox, request).await
+    }
+
+    /// Answers one request of a sandbox's own host or port.
+    pub(super) async fn serve_own(self, sandbox: String, request: Request<Body>) -> Result<Response, Infallible> {
+        let path = request.uri().path();
+        let here = path.strip_prefix(DEFAULT_PATH).is_some_and(|rest| rest.is_empty() || rest == "/");
+        let checked = match here {
+            true => self.origins.check(request.uri(), request.headers()),
+            false => Err(elsewhere()),
+        };
+        match checked {
+            Ok(()) => self.transport(sandbox, request).await,
+            Err(error) => {
+                let mut response = Refusal(error).into_response();
+                Matched("workspace".to_owned()).note(&mut response, None);
+                Ok(response)
+            }
+        }
+    }
+
+    /// Answers one request of the transport.
+    async fn transport(self, sandbox: String, mut request: Request<Body>) -> Result<Response, Infallible> {
         let query =
             request.uri().query().map_or_else(|| "/workspace/".to_owned(), |query| format!("/workspace/?{query}"));
         if let Ok(uri) = query.parse::<Uri>() {
             *request.uri_mut() = uri;
         }
-        request.extensions_mut().insert(named);
+        request.extensions_mut().insert(Named(sandbox));
         let mut response = self.service.oneshot(request).await?;
         Matched("workspace".to_owned()).note(&mut response, None);
         Ok(response)
     }
+}
+
+fn elsewhere() -> Error {
+    let message = "this host has the workspace of a sandbox, at `/socket.io/`, and nothing else";
+    Error::new(Code::NotFound, "route_unknown", message)
 }
 
 /// Lets a client in, or not: the error is what its `connect_error` has.
@@ -161,7 +204,8 @@ async fn enter(parts: Parts, parked: Arc<Parked>, socket: &SocketRef, auth: Opti
     }
     // Once, so that a sandbox that is not there is told before anything is asked of it.
     let told = |error: Error| Error { message: format!("{}: {}", error.code.as_str(), error.message), ..error };
-    parts.sandboxes.seen_by(&caller).used("workspace.connect", &sandbox).await.map_err(told)?;
+    let row = parts.sandboxes.seen_by(&caller).used("workspace.connect", &sandbox).await.map_err(told)?;
+    row.spec.offers_services().map_err(told)?;
     let client = Client {
         parts,
         caller,
@@ -225,10 +269,17 @@ async fn connected(socket: SocketRef) {
         };
         answer(&socket, ack, resized.map(|()| json!({})));
     });
-    socket.on_disconnect(async |socket: SocketRef| {
+    socket.on_disconnect(async |socket: SocketRef, why: DisconnectReason| {
+        let cut_off = match why {
+            DisconnectReason::HeartbeatTimeout => true,
+            // Polling has no connection to lose: that is a client who left while it changed to a WebSocket.
+            DisconnectReason::TransportError => socket.transport_type() == TransportType::Websocket,
+            _ => false,
+        };
+        tracing::debug!(%why, cut_off, "a workspace's client is gone");
         if let Some(client) = client(&socket) {
             client.gone.cancel();
-            client.leave().await;
+            client.leave(cut_off).await;
         }
     });
     if let Some(client) = client(&socket) {

@@ -25,6 +25,7 @@ use super::hello::{self, Introduction};
 use super::{HEARTBEAT_INTERVAL, KnownRunner, LEASE, LinkHandle, Mode};
 use crate::auth::keys::{credential, unauthenticated};
 use crate::auth::secret::{CREDENTIAL_PREFIX, hash, random, same};
+use crate::door::inside::InsideDoor;
 use crate::planted;
 use crate::relay::{AgentStream, Relay};
 use crate::sandbox::service::Sandboxes;
@@ -50,6 +51,7 @@ enum Peer {
 pub(crate) struct RunnerLinks {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) relay: Arc<Relay>,
+    pub(crate) inside: Arc<InsideDoor>,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -236,6 +238,7 @@ impl RunnerLinks {
                 self.relay.denied(id, &session, &denied.reason, denied.message);
                 Ok(())
             }
+            Some(runner_message::Kind::Visit(visit)) => self.inside.visit(id, &visit),
             Some(runner_message::Kind::Heartbeat(_)) => Ok(()),
             Some(runner_message::Kind::Hello(_)) => Err(protocol("a second `hello`")),
             // Of a newer runner.

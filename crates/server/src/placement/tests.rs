@@ -18,6 +18,7 @@ fn spec() -> impl Strategy<Value = Spec> {
             ttl_secs: 0,
             lease_secs: 0,
             require_limits,
+            skip_services: false,
             auto_stop_mins: 0,
             locality: Locality::Any,
             content: [None, content("/srv/a/project"), content("/srv/ab")][cpu_millis as usize % 3].clone(),

@@ -12,7 +12,7 @@ use dispense_api::method::Method;
 use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use dispense_api::v1::{OpenPortRequest, OpenPortResponse, open_port_request, open_port_response};
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::sync::PollSender;
 
 use super::call::{Answers, broken, lost};
@@ -69,9 +69,19 @@ impl Relay {
 }
 
 impl PortStream {
-    /// After both directions have ended: waits until the sandbox has taken everything, or does not.
+    /// Takes back what was read ahead: it is read again, first.
+    pub(crate) fn give_back(&mut self, ahead: Bytes) {
+        self.unread = if self.unread.is_empty() { ahead } else { [ahead, self.unread.clone()].concat().into() };
+    }
+
+    /// When nothing more comes from the caller: waits until the sandbox has taken everything, or does not. What it still
+    /// sends is dropped.
     pub(crate) async fn finish(mut self) {
         let ended = async {
+            // Of a direction that was cut off, too.
+            if self.shutdown().await.is_err() {
+                return;
+            }
             while let Ok(Frame::Message(_)) = std::future::poll_fn(|context| self.answers.poll_frame(context)).await {}
         };
         if tokio::time::timeout(FINISH_TIMEOUT, ended).await.is_err() {

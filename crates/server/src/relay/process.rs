@@ -28,6 +28,11 @@ const RESUME_FOR: Duration = Duration::from_secs(600);
 const DELAY_MIN: Duration = Duration::from_millis(50);
 const DELAY_MAX: Duration = Duration::from_secs(2);
 
+/// Between the signals to a process that is left.
+const HANG_UP_PAUSES: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(2), Duration::from_secs(5)];
+const SIGHUP: u32 = 1;
+
 /// What it takes to join a process again.
 #[derive(Clone)]
 pub(crate) struct Ticket {
@@ -115,18 +120,25 @@ struct Lost {
 }
 
 impl Ticket {
-    /// Signals the process's group.
-    pub(crate) async fn signal(&self, relay: &Relay, signal: u32) {
+    /// Signals the process's group; the process as it was then.
+    pub(crate) async fn signal(&self, relay: &Relay, signal: u32) -> Result<Started, Error> {
         let process = Some((&self.started).into());
         let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
         let origin = Origin::default();
-        let told = async {
-            let call = relay.call(&self.route, Method::SignalProcess, &origin, &request, CALL_TIMEOUT);
-            let (_requests, mut answers) = call.await?;
-            answers.next::<Started>().await
-        };
-        if let Err(error) = told.await {
-            tracing::debug!(%error, "a signal was not sent");
+        let call = relay.call(&self.route, Method::SignalProcess, &origin, &request, CALL_TIMEOUT);
+        let (_requests, mut answers) = call.await?;
+        answers.next().await?.ok_or_else(broken)
+    }
+
+    /// Leaves the process, as a terminal does that is hung up. A shell that is just starting loses the signal, so it is
+    /// told again; one that does not mind lives on.
+    pub(crate) async fn hang_up(&self, relay: &Relay) {
+        for pause in HANG_UP_PAUSES {
+            match self.signal(relay, SIGHUP).await {
+                Ok(process) if process.exited.is_none() => tokio::time::sleep(pause).await,
+                Ok(_) => return,
+                Err(error) => return tracing::debug!(%error, "a process was not hung up"),
+            }
         }
     }
 

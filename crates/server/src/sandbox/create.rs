@@ -11,6 +11,7 @@ use super::lifecycle::{Fact, Lifecycle};
 use super::service::Sandboxes;
 use super::spec::{self, Spec, invalid};
 use super::{Sandbox, names};
+use crate::clock::MICROS_PER_SEC;
 use crate::job::{Job, JobType};
 use crate::placement::Misfit;
 use crate::planted::{self, Bug};
@@ -183,6 +184,5 @@ pub(super) fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now:
 
 /// A time some seconds later, in microseconds.
 pub(super) fn after(now: i64, secs: u32) -> i64 {
-    const MICROS_PER_SEC: i64 = 1_000_000;
     now.saturating_add(i64::from(secs) * MICROS_PER_SEC)
 }

@@ -38,14 +38,6 @@ impl Rows {
             self.by_name.remove(&sandbox.name);
         }
     }
-
-    /// The row of an id or name; ids win.
-    fn get(&self, id_or_name: &str) -> Option<&Sandbox> {
-        match id_or_name.parse::<SandboxId>() {
-            Ok(id) => self.by_id.get(&id),
-            Err(_) => self.by_name.get(id_or_name).and_then(|id| self.by_id.get(id)),
-        }
-    }
 }
 
 impl Live {
@@ -68,10 +60,14 @@ impl Live {
         *self.generations.write().expect("no holder panics") = Default::default();
     }
 
-    /// What `f` makes of the row of an id or name.
+    /// What `f` makes of the row of an id or name; ids win.
     fn with<T>(&self, id_or_name: &str, f: impl FnOnce(&Sandbox) -> T) -> Option<T> {
         let generations = self.generations.read().expect("no holder panics");
-        generations.iter().find_map(|rows| rows.get(id_or_name)).map(f)
+        let row = match id_or_name.parse::<SandboxId>() {
+            Ok(id) => generations.iter().find_map(|rows| rows.by_id.get(&id)),
+            Err(_) => generations.iter().find_map(|rows| rows.by_id.get(rows.by_name.get(id_or_name)?)),
+        };
+        row.map(f)
     }
 
     /// The row of an id or name.

@@ -64,8 +64,7 @@ fn parse(log: SandboxLog, tail_bytes: usize) -> Option<(SandboxId, u64, u32, i64
         process.args.iter_mut().for_each(|arg| *arg = super::spec::clip(arg));
         (process.cwd, process.name) = (super::spec::clip(&process.cwd), super::spec::clip(&process.name));
     }
-    let at = process.started_at.unwrap_or_default();
-    let started_at = at.seconds.saturating_mul(1_000_000).saturating_add(i64::from(at.nanos) / 1000);
+    let started_at = super::view::micros(&process.started_at.unwrap_or_default());
     let pid = process.pid;
     kept.tails.truncate(3);
     for tail in &mut kept.tails {

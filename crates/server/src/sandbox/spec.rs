@@ -43,6 +43,9 @@ pub(crate) struct Spec {
     pub(crate) ttl_secs: u32,
     pub(crate) lease_secs: u32,
     pub(crate) require_limits: bool,
+    /// Neither SSH nor the workspace.
+    #[serde(default)]
+    pub(crate) skip_services: bool,
     pub(crate) target: String,
     /// 0: never.
     pub(crate) auto_stop_mins: u32,
@@ -187,12 +190,13 @@ impl Spec {
                 Ok(v1::Network::Nat) => Network::Nat,
                 Err(_) => return Err(invalid("spec.network", "use `none` or `nat`")),
             },
-            env: env(spec.env.into_iter().collect())?,
+            env: variables("spec.env", spec.env.into_iter().collect())?,
             workdir: workdir(spec.workdir)?,
             user: user(spec.user)?,
             ttl_secs: spec.ttl_secs,
             lease_secs: spec.lease_secs,
             require_limits: spec.require_limits,
+            skip_services: spec.skip_services,
             target: spec.target,
             auto_stop_mins: spec.auto_stop_mins,
             locality: match v1::Locality::try_from(spec.locality) {
@@ -230,6 +234,16 @@ impl Spec {
         Ok(())
     }
 
+    /// Refuses SSH and the workspace where the creator has.
+    pub(crate) fn offers_services(&self) -> Result<(), Error> {
+        if !self.skip_services {
+            return Ok(());
+        }
+        let message = "this sandbox was created without SSH and the workspace (`skip_daemon`, `--skip-services`): use \
+                       `dispense exec` and `dispense cp`";
+        Err(Error::new(Code::FailedPrecondition, "services_skipped", message))
+    }
+
     /// As clients and runners see it.
     pub(crate) fn wire(&self) -> v1::SandboxSpec {
         v1::SandboxSpec {
@@ -247,6 +261,7 @@ impl Spec {
             ttl_secs: self.ttl_secs,
             lease_secs: self.lease_secs,
             require_limits: self.require_limits,
+            skip_services: self.skip_services,
             target: self.target.clone(),
             auto_stop_mins: self.auto_stop_mins,
             locality: self.locality.wire().into(),
@@ -285,17 +300,18 @@ fn user(text: String) -> Result<String, Error> {
     Ok(text)
 }
 
-fn env(map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
-    bounded("spec.env", &map, limits::ENV_VALUE_MAX_BYTES)?;
+/// Parses variables of processes. A refusal names the variable and never its value.
+pub(super) fn variables(field: &str, map: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Error> {
+    bounded(field, &map, limits::ENV_VALUE_MAX_BYTES)?;
     let mut total = 0;
     for (key, value) in &map {
         total += key.len() + value.len() + 2;
         if key.contains('=') || key.contains('\0') || value.contains('\0') {
-            return Err(invalid("spec.env", format_args!("`{}` is not a variable: no `=` or NUL", clip(key))));
+            return Err(invalid(field, format_args!("`{}` is not a variable: no `=` or NUL", clip(key))));
         }
     }
     if total > ENV_MAX_BYTES {
-        return Err(invalid("spec.env", format_args!("{total} bytes in all are over the limit of {ENV_MAX_BYTES}")));
+        return Err(invalid(field, format_args!("{total} bytes in all are over the limit of {ENV_MAX_BYTES}")));
     }
     Ok(map)
 }

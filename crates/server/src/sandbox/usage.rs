@@ -12,10 +12,10 @@ use super::Sandbox;
 use super::agents::Report;
 use super::service::Sandboxes;
 use super::spec::invalid;
+use crate::clock::MICROS_PER_SEC;
 use crate::refusal::unknown_sandbox;
 use crate::store::{sandboxes, usage};
 
-const MICROS_PER_SEC: i64 = 1_000_000;
 /// What a sandbox gathers before it is written.
 const WRITE_AFTER_SECS: i64 = 300;
 /// Sandboxes of one write: other writes wait for it.

@@ -7,6 +7,7 @@ use super::Sandbox;
 use super::agents::AgentInfo;
 use super::lifecycle::State;
 use super::service::Sandboxes;
+use crate::clock::MICROS_PER_SEC;
 use crate::fleet::{RunnerStatus, RunnerView};
 use crate::metrics::Census;
 use crate::store::{StoreError, jobs, sandboxes};
@@ -110,9 +111,13 @@ fn agent(info: AgentInfo) -> v1::AgentInfo {
     }
 }
 
+/// A time from the wire.
+pub(crate) fn micros(at: &Timestamp) -> i64 {
+    at.seconds.saturating_mul(MICROS_PER_SEC).saturating_add(i64::from(at.nanos) / 1000)
+}
+
 /// A time on the wire.
 pub(crate) fn timestamp(micros: i64) -> Timestamp {
-    const MICROS_PER_SEC: i64 = 1_000_000;
     let nanos = micros.rem_euclid(MICROS_PER_SEC) * 1000;
     Timestamp { seconds: micros.div_euclid(MICROS_PER_SEC), nanos: i32::try_from(nanos).unwrap_or(0) }
 }

@@ -13,6 +13,7 @@ use dispense_api::v1::ProcessLog;
 
 use super::Sandbox;
 use super::create::NewSandbox;
+use super::environment::Change;
 use super::service::Sandboxes;
 use super::usage::{Sample, Tier};
 use crate::auth::{Principal, Role, Scope};
@@ -123,6 +124,12 @@ impl Visible<'_> {
     /// Wants its processes ended and its files kept.
     pub(crate) async fn stop(&self, id_or_name: &str) -> Result<Sandbox, Error> {
         self.sandboxes.stop(self.own("sandbox.stop", id_or_name).await?.id.as_str()).await
+    }
+
+    /// Sets and removes variables of its processes. What they are is not noted.
+    pub(crate) async fn change_environment(&self, id_or_name: &str, change: Change) -> Result<Sandbox, Error> {
+        let id = self.own("sandbox.environment", id_or_name).await?.id;
+        self.sandboxes.change_environment(&id, change).await
     }
 
     /// Extends the lease.

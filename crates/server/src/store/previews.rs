@@ -1,4 +1,4 @@
-//! Ports of sandboxes that are open to everybody for a time.
+//! Ports of sandboxes that are open to everybody for a time, and those whose links were revoked.
 
 use dispense_api::id::SandboxId;
 use sqlx::AnyConnection;
@@ -28,10 +28,37 @@ pub(crate) async fn end(tx: &mut AnyConnection, sandbox: &SandboxId, port: u16) 
     Ok(())
 }
 
-/// Until when a port is open to everybody.
-pub(crate) async fn public_until(readers: &Readers, sandbox: &SandboxId, port: u16) -> Result<Option<i64>, StoreError> {
-    let query = sqlx::query("SELECT public_until FROM preview WHERE sandbox_id = $1 AND port = $2")
-        .bind(sandbox.to_string())
-        .bind(i64::from(port));
-    readers.optional(query).await?.map(|row| Ok(row.try_get("public_until")?)).transpose()
+/// Ends the links to a port that were made until now. Of revocations before `oldest` no link is left.
+pub(crate) async fn revoke(
+    tx: &mut AnyConnection,
+    sandbox: &SandboxId,
+    port: u16,
+    now: i64,
+    oldest: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM preview_revoked WHERE made_until < $1").bind(oldest).execute(&mut *tx).await?;
+    let sql = "INSERT INTO preview_revoked (sandbox_id, port, made_until) VALUES ($1, $2, $3) \
+               ON CONFLICT (sandbox_id, port) DO UPDATE SET made_until = excluded.made_until";
+    sqlx::query(sql).bind(sandbox.to_string()).bind(i64::from(port)).bind(now).execute(tx).await?;
+    Ok(())
+}
+
+/// What was said of a port.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Until then it is open to everybody.
+    pub(crate) public_until: Option<i64>,
+    /// Links to it that were made until then open nothing.
+    pub(crate) revoked_until: Option<i64>,
+}
+
+pub(crate) async fn access(readers: &Readers, sandbox: &SandboxId, port: u16) -> Result<Access, StoreError> {
+    let query = sqlx::query(
+        "SELECT (SELECT public_until FROM preview WHERE sandbox_id = $1 AND port = $2) AS public_until, \
+                (SELECT made_until FROM preview_revoked WHERE sandbox_id = $1 AND port = $2) AS revoked_until",
+    )
+    .bind(sandbox.to_string())
+    .bind(i64::from(port));
+    let Some(row) = readers.optional(query).await? else { return Ok(Access::default()) };
+    Ok(Access { public_until: row.try_get("public_until")?, revoked_until: row.try_get("revoked_until")? })
 }

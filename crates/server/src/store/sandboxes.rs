@@ -114,6 +114,13 @@ pub(crate) async fn update(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<
     Ok(())
 }
 
+/// Writes the specification, which only a change of the variables changes.
+pub(crate) async fn update_spec(tx: &mut AnyConnection, sandbox: &Sandbox) -> Result<(), StoreError> {
+    let sql = "UPDATE sandbox SET spec = $2 WHERE id = $1";
+    sqlx::query(sql).bind(sandbox.id.as_str().to_owned()).bind(json(&sandbox.spec)).execute(tx).await?;
+    Ok(())
+}
+
 fn live_name(sandbox: &Sandbox) -> Option<String> {
     (sandbox.life.observed != State::Deleted).then(|| sandbox.name.clone())
 }

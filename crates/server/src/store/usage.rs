@@ -1,4 +1,4 @@
-//! Rows of usage: the samples of an hour or a day, each as its numbers' differences from nothing to little.
+//! Rows of usage: the samples of an hour or a day, packed as lists of small numbers.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -27,40 +27,25 @@ impl KeyService for KeyDoor {
             Err(_) => return Err(invalid("role", "use viewer, member or admin").into()),
         };
         let scope = Scope::of(&request.group, &request.sandbox_ids)?;
-        let name = request.name.clone();
         let new = NewKey::parse(request.name, role, scope, request.expires_in_secs, request.e2b)?;
-        self.0.sandboxes.audit.taken(&caller, "key.create", &name).await?;
-        let issued = self.0.keys.issue(&self.0.sandboxes.store, new, self.now()).await?;
-        Ok(Response::new(told(issued)))
+        Ok(Response::new(told(self.0.issuer(&caller).create(new).await?)))
     }
 
     async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Answer<v1::ListKeysResponse> {
-        let (all, now) = (request.into_inner().all, self.now());
-        let keys = self.0.keys.all().into_iter().filter(|key| all || key.is_active(now)).map(wire).collect();
+        let caller = caller(&request)?;
+        let keys = self.0.issuer(&caller).list(request.into_inner().all).into_iter().map(wire).collect();
         Ok(Response::new(v1::ListKeysResponse { keys }))
     }
 
     async fn rotate_key(&self, request: Request<v1::RotateKeyRequest>) -> Answer<v1::IssuedKey> {
         let caller = caller(&request)?;
         let request = request.into_inner();
-        self.0.sandboxes.audit.taken(&caller, "key.rotate", &request.key).await?;
-        let (store, now) = (&self.0.sandboxes.store, self.now());
-        let issued = self.0.keys.rotate(store, &request.key, request.overlap_secs, now).await?;
-        Ok(Response::new(told(issued)))
+        Ok(Response::new(told(self.0.issuer(&caller).rotate(&request.key, request.overlap_secs).await?)))
     }
 
     async fn revoke_key(&self, request: Request<v1::RevokeKeyRequest>) -> Answer<v1::Key> {
         let caller = caller(&request)?;
-        let key = request.into_inner().key;
-        self.0.sandboxes.audit.taken(&caller, "key.revoke", &key).await?;
-        let ended = self.0.keys.revoke(&self.0.sandboxes.store, &key, self.now()).await?;
-        Ok(Response::new(wire(ended)))
-    }
-}
-
-impl KeyDoor {
-    fn now(&self) -> i64 {
-        self.0.sandboxes.clock.now()
+        Ok(Response::new(wire(self.0.issuer(&caller).revoke(&request.into_inner().key).await?)))
     }
 }
 

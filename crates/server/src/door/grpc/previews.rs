@@ -22,16 +22,17 @@ impl PreviewService for PreviewDoor {
         let action = if public { "preview.publish" } else { "preview.link" };
         let row = self.0.sandboxes.seen_by(&caller).used(action, &sandbox).await?;
         let place = Place { sandbox: row.name, port };
-        let link = self.0.previews.open(&row.id, &place, public, ttl_secs).await?;
+        let link = self.0.previews.open(&row.id, &place, &caller.key_id, public, ttl_secs).await?;
         Ok(Response::new(v1::Preview { url: link.url, expires_at: Some(timestamp(link.expires_at)) }))
     }
 
     async fn close_preview(&self, request: Request<v1::ClosePreviewRequest>) -> Answer<v1::ClosePreviewResponse> {
         let caller = caller(&request)?;
-        let v1::ClosePreviewRequest { sandbox, port } = request.into_inner();
+        let v1::ClosePreviewRequest { sandbox, port, links } = request.into_inner();
         let port = preview::port(port)?;
-        let row = self.0.sandboxes.seen_by(&caller).used("preview.close", &sandbox).await?;
-        self.0.previews.close(&row.id, port).await?;
+        let action = if links { "preview.revoke" } else { "preview.close" };
+        let row = self.0.sandboxes.seen_by(&caller).used(action, &sandbox).await?;
+        self.0.previews.close(&row.id, port, links).await?;
         Ok(Response::new(v1::ClosePreviewResponse {}))
     }
 }

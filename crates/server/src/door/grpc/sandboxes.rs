@@ -11,6 +11,7 @@ use crate::auth::Principal;
 use crate::door::request::{caller, page_size, page_token, parse_page_token, wait_bound, wait_timeout};
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
+use crate::sandbox::environment::Change;
 use crate::sandbox::lifecycle::{Desired, State};
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::{self, invalid};
@@ -38,6 +39,10 @@ pub(super) async fn create(
     let new = NewSandbox::parse(request.name, request.spec.unwrap_or_default(), labels, request.group)?;
     let sandbox = sandboxes.seen_by(caller).create(new).await?;
     Ok(sandboxes.view(&sandboxes.settled(sandbox, Desired::Running, timeout).await?))
+}
+
+fn environment(sandbox: Sandbox) -> Response<v1::Environment> {
+    Response::new(v1::Environment { variables: sandbox.spec.env.into_iter().collect() })
 }
 
 #[tonic::async_trait]
@@ -114,6 +119,18 @@ impl SandboxService for SandboxDoor {
         }
         let done = |row: &Sandbox| states.contains(&row.life.observed) && row.revision >= request.revision;
         self.answer(&visible.wait(&request.sandbox, timeout, done).await?)
+    }
+
+    async fn get_environment(&self, request: Request<v1::GetEnvironmentRequest>) -> Answer<v1::Environment> {
+        let caller = caller(&request)?;
+        Ok(environment(self.0.seen_by(&caller).get(&request.into_inner().sandbox).await?))
+    }
+
+    async fn change_environment(&self, request: Request<v1::ChangeEnvironmentRequest>) -> Answer<v1::Environment> {
+        let caller = caller(&request)?;
+        let v1::ChangeEnvironmentRequest { sandbox, set, unset } = request.into_inner();
+        let change = Change::parse(set.into_iter().collect(), unset)?;
+        Ok(environment(self.0.seen_by(&caller).change_environment(&sandbox, change).await?))
     }
 
     async fn renew_sandbox(&self, request: Request<v1::RenewSandboxRequest>) -> Answer<v1::Sandbox> {

@@ -5,6 +5,7 @@ use dispense_api::v1;
 use dispense_api::v1::ssh_service_server::SshService;
 use tonic::{Request, Response, Status};
 
+use crate::clock::MICROS_PER_SEC;
 use crate::door::Parts;
 use crate::door::request::caller;
 use crate::sandbox::view::timestamp;
@@ -13,7 +14,6 @@ use crate::store::ssh_keys::{self, SshKey};
 
 /// Of one account: people have a few, and each key of a machine is one more.
 const KEYS_MAX: usize = 100;
-const MICROS_PER_SEC: u64 = 1_000_000;
 
 pub(super) struct SshDoor(pub(super) Parts);
 
@@ -28,7 +28,7 @@ impl SshService for SshDoor {
         let row = self.0.sandboxes.seen_by(&caller).used("ssh.connect", &request.sandbox).await?;
         let Connection { certificate, expires_at, private_key } =
             ssh.authority.connect(&request.public_key, &caller.key_id, &row.id)?;
-        let expires_at = i64::try_from(expires_at * MICROS_PER_SEC).unwrap_or(i64::MAX);
+        let expires_at = i64::try_from(expires_at).unwrap_or(i64::MAX).saturating_mul(MICROS_PER_SEC);
         Ok(Response::new(v1::SshConnection {
             port: ssh.port.into(),
             user: row.id.to_string(),

@@ -10,8 +10,7 @@ use tonic::{Request, Response, Status};
 use crate::door::request::caller;
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::usage::Sample;
-
-const MICROS_PER_SEC: i64 = 1_000_000;
+use crate::sandbox::view::micros;
 
 pub(super) struct UsageDoor(pub(super) Arc<Sandboxes>);
 
@@ -25,10 +24,6 @@ impl UsageService for UsageDoor {
         let step_secs = u32::try_from(tier.step_secs).unwrap_or(u32::MAX);
         Ok(Response::new(v1::GetUsageResponse { step_secs, samples: samples.iter().map(wire).collect() }))
     }
-}
-
-fn micros(at: &Timestamp) -> i64 {
-    at.seconds.saturating_mul(MICROS_PER_SEC).saturating_add(i64::from(at.nanos) / 1000)
 }
 
 fn wire(sample: &Sample) -> v1::UsageSample {

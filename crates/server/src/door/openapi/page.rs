@@ -9,7 +9,7 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;mar
                      pre{background:#f4f4f4;padding:.5rem;overflow:auto}b{display:inline-block;min-width:4rem}\
                      @media(prefers-color-scheme:dark){body{color:#ddd;background:#161616}pre{background:#262626}\
                      a{color:#8bf}}";
-const METHODS: [&str; 3] = ["get", "post", "delete"];
+const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 /// The page.
 pub(in crate::door) fn page(document: &Value) -> String {

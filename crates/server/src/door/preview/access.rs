@@ -1,5 +1,5 @@
 //! Who may see a preview: whoever has a link, a browser that once had it, an API key of somebody who may use the
-//! sandbox, or everybody.
+//! sandbox, or everybody. What a link opens ends with the API key that made it.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use hyper::body::Incoming;
 
 use super::{has_platform_key, headers};
-use crate::auth::Role;
 use crate::auth::table::Need;
+use crate::auth::{Principal, Role};
 use crate::door::Parts;
-use crate::preview::{Flaw, Kind, LINK_PARAMETER, Place};
+use crate::preview::{Flaw, Grant, Kind, LINK_PARAMETER, Place};
 use crate::relay::Route;
 
 /// Of a browser that had a link. It begins so that no program in a sandbox has one of that name by chance.
@@ -26,8 +26,8 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What becomes of a request.
 pub(super) enum Entry {
-    /// It goes on to the sandbox.
-    Open(Route),
+    /// It goes on to the sandbox, as long as this key opens anything; everybody's has none.
+    Open(Route, Option<Principal>),
     Answered(Response),
 }
 
@@ -36,21 +36,31 @@ pub(super) async fn enter(parts: &Parts, place: &Place, request: &Request<Incomi
     if has_platform_key(request.headers()) {
         let caller = parts.gate.admit(request.headers(), Some(Need::Role(Role::Member)))?;
         let caller = caller.ok_or_else(|| private(place))?;
-        let visible = parts.sandboxes.seen_by(&caller);
-        return Ok(Entry::Open(visible.route(&place.sandbox, Method::OpenPort, WAKE_TIMEOUT).await?));
+        let route = parts.sandboxes.seen_by(&caller).route(&place.sandbox, Method::OpenPort, WAKE_TIMEOUT).await?;
+        return Ok(Entry::Open(route, Some(caller)));
     }
     let Some(sandbox) = parts.sandboxes.id_of(&place.sandbox).await? else { return Err(private(place)) };
     if let Some((token, clean)) = link(request) {
-        return redeem(parts, place, &sandbox, &token, &clean).map(Entry::Answered);
+        return redeem(parts, place, &sandbox, &token, &clean).await.map(Entry::Answered);
     }
-    let cookies = cookies(request.headers(), COOKIE_NAME);
-    let valid = |token: &&str| parts.previews.verify(Kind::Cookie, &sandbox, place.port, token).is_ok();
-    if cookies.iter().any(|token| valid(&token.as_str())) {
+    let mut holder = None;
+    for token in cookies(request.headers(), COOKIE_NAME) {
+        if let Ok(grant) = parts.previews.verify(Kind::Cookie, &sandbox, place.port, &token) {
+            holder = holder.or(holder_of(parts, &sandbox, place.port, &grant).await?);
+        }
+    }
+    if holder.is_some() {
         check_origin(parts, &sandbox, request).await?;
     } else if !parts.previews.is_public(&sandbox, place.port).await? {
         return Err(private(place));
     }
-    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), true, WAKE_TIMEOUT).await?))
+    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), true, WAKE_TIMEOUT).await?, holder))
+}
+
+/// Whose key made a token's link, as long as neither was revoked.
+async fn holder_of(parts: &Parts, sandbox: &SandboxId, port: u16, grant: &Grant) -> Result<Option<Principal>, Error> {
+    let revoked = parts.previews.is_revoked(sandbox, port, grant).await?;
+    Ok(parts.gate.holder(&grant.key_id).filter(|_| !revoked))
 }
 
 /// The token of a link, and the address without it.
@@ -65,20 +75,28 @@ fn link(request: &Request<Incoming>) -> Option<(String, String)> {
 }
 
 /// Changes a link for a cookie of this origin, and leads to the address without the link.
-fn redeem(parts: &Parts, place: &Place, sandbox: &SandboxId, token: &str, clean: &str) -> Result<Response, Error> {
+async fn redeem(
+    parts: &Parts,
+    place: &Place,
+    sandbox: &SandboxId,
+    token: &str,
+    clean: &str,
+) -> Result<Response, Error> {
     let previews = &parts.previews;
-    let until = previews.verify(Kind::Link, sandbox, place.port, token).map_err(|flaw| match flaw {
+    let over = |reason, why| {
+        let Place { sandbox, port } = place;
+        let message = format!("this link {why}: make a new one with `dispense preview {sandbox} {port}`");
+        Error::new(Code::Unauthenticated, reason, message)
+    };
+    let grant = previews.verify(Kind::Link, sandbox, place.port, token).map_err(|flaw| match flaw {
         Flaw::Foreign => private(place),
-        Flaw::Expired => {
-            let message = format!(
-                "this link has expired: make a new one with `dispense preview {} {}`",
-                place.sandbox, place.port
-            );
-            Error::new(Code::Unauthenticated, "link_expired", message)
-        }
+        Flaw::Expired => over("link_expired", "has expired"),
     })?;
-    let cookie = previews.sign(Kind::Cookie, sandbox, place.port, until);
-    let age = until.saturating_sub(previews.now_secs());
+    if holder_of(parts, sandbox, place.port, &grant).await?.is_none() {
+        return Err(over("link_revoked", "was revoked, or the API key that made it has ended"));
+    }
+    let cookie = previews.sign(Kind::Cookie, sandbox, place.port, &grant);
+    let age = grant.until.saturating_sub(previews.now_secs());
     // In a frame of another site a browser sends cookies only over TLS, and then to each site its own.
     let site = if previews.config.https { "SameSite=None; Secure; Partitioned" } else { "SameSite=Lax" };
     let cookie = format!("{COOKIE_NAME}={cookie}; Path=/; Max-Age={age}; HttpOnly; {site}");

@@ -1,7 +1,5 @@
 //! `GET /api/v1/events`: server-sent events, or a WebSocket with one event a text message. A browser that comes back says
 //! where it was by `Last-Event-ID`, or `after`.
-//!
-//! A browser's WebSocket can bring no header but its subprotocols: there the key stands beside the protocol's name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +13,6 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use dispense_api::error::Error;
 use futures_util::{SinkExt, StreamExt, stream};
-use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
-use http::{HeaderMap, HeaderValue};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -52,28 +48,14 @@ struct EventJson {
     data: BTreeMap<String, String>,
 }
 
-pub(super) const PATH: &str = "/api/v1/events";
 /// Of the WebSocket.
 const PROTOCOL: &str = "dispense.events.v1";
-/// Before a key that comes as a subprotocol.
-const BEARER: &str = "bearer.";
 /// Between two signs of life; proxies cut what is silent for a minute.
 const PING_INTERVAL: Duration = Duration::from_secs(25);
 /// One that takes nothing for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// A follower has nothing to say.
 const MESSAGE_MAX_BYTES: usize = 4096;
-
-/// Moves the key of a WebSocket to where it stands in every other request.
-pub(super) fn take_bearer(headers: &mut HeaderMap) {
-    if headers.contains_key(AUTHORIZATION) {
-        return;
-    }
-    let key = websocket::words(headers, SEC_WEBSOCKET_PROTOCOL).find_map(|word| word.strip_prefix(BEARER));
-    if let Some(value) = key.and_then(|key| HeaderValue::from_str(&format!("Bearer {key}")).ok()) {
-        headers.insert(AUTHORIZATION, value);
-    }
-}
 
 pub(super) async fn events(
     State(parts): State<Parts>,

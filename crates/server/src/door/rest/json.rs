@@ -74,6 +74,8 @@ pub(super) struct SpecJson {
     ttl_secs: u32,
     lease_secs: u32,
     require_limits: bool,
+    /// Neither SSH nor the workspace.
+    skip_services: bool,
     target: String,
     auto_stop_mins: u32,
     #[serde(default)]
@@ -154,6 +156,7 @@ impl TryFrom<SpecJson> for v1::SandboxSpec {
             ttl_secs: json.ttl_secs,
             lease_secs: json.lease_secs,
             require_limits: json.require_limits,
+            skip_services: json.skip_services,
             target: json.target,
             auto_stop_mins: json.auto_stop_mins,
             locality: match json.locality.as_str() {
@@ -205,6 +208,7 @@ impl SandboxJson {
                 ttl_secs: spec.ttl_secs,
                 lease_secs: spec.lease_secs,
                 require_limits: spec.require_limits,
+                skip_services: spec.skip_services,
                 target: spec.target.clone(),
                 auto_stop_mins: spec.auto_stop_mins,
                 locality: spec.locality.as_str().to_owned(),

@@ -9,9 +9,8 @@ use serde::Serialize;
 use super::json::time;
 use super::{Answer, Parts};
 use crate::auth::Principal;
+use crate::clock::MICROS_PER_SEC;
 use crate::ssh;
-
-const MICROS_PER_SEC: u64 = 1_000_000;
 
 /// What an SSH client needs, with a key and a certificate of minutes that are made for this answer.
 #[derive(Serialize, JsonSchema)]
@@ -56,7 +55,7 @@ pub(super) async fn connection(
         user: row.id.to_string(),
         private_key: made.private_key,
         certificate: made.certificate,
-        expires_at: time(i64::try_from(made.expires_at * MICROS_PER_SEC).unwrap_or(i64::MAX)),
+        expires_at: time(i64::try_from(made.expires_at).unwrap_or(i64::MAX).saturating_mul(MICROS_PER_SEC)),
         host_authority: ssh.authority.host_authority(),
         host_alias: ssh::HOST_ALIAS.to_owned(),
     }))

@@ -11,11 +11,11 @@ use time::format_description::well_known::Rfc3339;
 use super::json::time;
 use super::{Answer, Parts, bad_query};
 use crate::auth::Principal;
+use crate::clock::MICROS_PER_SEC;
 use crate::sandbox::spec::invalid;
 use crate::sandbox::usage::Sample;
 
 const NANOS_PER_MICRO: i128 = 1000;
-const MICROS_PER_SEC: i64 = 1_000_000;
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -11,6 +11,7 @@ use super::info::info;
 use crate::auth::{Principal, Role};
 use crate::door::Parts;
 use crate::door::request::{page_size, page_token, parse_page_token, wait_timeout};
+use crate::provider::Verdict;
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::lifecycle::{Desired, State};
@@ -240,10 +241,17 @@ impl Calls {
         Ok(SetApiKeyResponse { success: true, message, error: None })
     }
 
-    pub(super) fn validate_key(request: &ValidateApiKeyRequest) -> ValidateApiKeyResponse {
+    pub(super) async fn validate_key(&self, request: &ValidateApiKeyRequest) -> ValidateApiKeyResponse {
         let (valid, message) = match config::flaw(&request.api_key) {
-            Some(flaw) => (false, format!("the form is not that of a key: {flaw}")),
-            None => (true, "the form is that of a key; the provider was not asked".to_owned()),
+            Some(flaw) => (false, format!("the form is not that of a key, and the provider was not asked: {flaw}")),
+            None => match self.parts.provider.ask(&request.api_key).await {
+                Verdict::Accepted => (true, "the provider accepts the key".to_owned()),
+                Verdict::Refused => (false, "the form is that of a key, but the provider refuses it".to_owned()),
+                Verdict::Unknown(why) => (
+                    true,
+                    format!("only the form was checked, which is that of a key: the provider said nothing: {why}"),
+                ),
+            },
         };
         ValidateApiKeyResponse { valid, message, error: None }
     }
@@ -271,6 +279,7 @@ fn parse_create(request: CreateSandboxRequest) -> Result<NewSandbox, Error> {
             pids: 0,
         }),
         auto_stop_mins: unsigned("resources.auto_stop", resources.auto_stop)?,
+        skip_services: request.skip_daemon,
         locality: if request.is_remote { v1::Locality::Remote } else { v1::Locality::Local }.into(),
         ..Default::default()
     };

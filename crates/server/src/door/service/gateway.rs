@@ -191,7 +191,7 @@ async fn answer(
         "GetClaudeLogs" => json(&kind, &calls.task_logs(caller, typed(request)?).await?),
         "GetAPIKey" => json(&kind, &calls.get_key(caller).await?),
         "SetAPIKey" => json(&kind, &calls.set_key(caller, typed(request)?).await?),
-        "ValidateAPIKey" => json(&kind, &Calls::validate_key(&typed(request)?)),
+        "ValidateAPIKey" => json(&kind, &calls.validate_key(&typed(request)?).await),
         name => return Err(Error::new(Code::Unimplemented, "route_unknown", format!("{name} is not served as REST"))),
     })
 }

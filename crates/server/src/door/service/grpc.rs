@@ -69,6 +69,6 @@ impl DispenseService for Calls {
     }
 
     async fn validate_api_key(&self, request: Request<ValidateApiKeyRequest>) -> Answer<ValidateApiKeyResponse> {
-        Ok(Response::new(Self::validate_key(&request.into_inner())))
+        Ok(Response::new(self.validate_key(&request.into_inner()).await))
     }
 }

@@ -25,6 +25,7 @@ const STDERR: u32 = 1;
 /// A channel on which nothing was started yet.
 pub(super) struct Setup {
     channel: Channel<Msg>,
+    user: String,
     env: BTreeMap<String, String>,
     pty: Option<Pty>,
     _slot: OwnedSemaphorePermit,
@@ -35,8 +36,9 @@ pub(super) struct Setup {
 pub(super) struct Setups(HashMap<ChannelId, Setup>);
 
 impl Setups {
-    pub(super) fn put(&mut self, channel: Channel<Msg>, slot: OwnedSemaphorePermit) {
-        self.0.insert(channel.id(), Setup { channel, env: BTreeMap::new(), pty: None, _slot: slot });
+    pub(super) fn put(&mut self, channel: Channel<Msg>, user: &str, slot: OwnedSemaphorePermit) {
+        let setup = Setup { channel, user: user.to_owned(), env: BTreeMap::new(), pty: None, _slot: slot };
+        self.0.insert(setup.channel.id(), setup);
     }
 
     pub(super) fn take(&mut self, id: ChannelId) -> Option<Setup> {
@@ -81,9 +83,10 @@ impl Setup {
 
     /// Runs a process to its end.
     pub(super) async fn run(self, args: Vec<String>, relay: Arc<Relay>, route: Result<Route, Error>, handle: Handle) {
-        let Self { channel, env, pty, _slot } = self;
+        let Self { channel, user, env, pty, _slot } = self;
         let start = StartProcess {
             args,
+            user,
             env: env.into_iter().collect(),
             // An interactive shell is that of a terminal; all else has pipes.
             pty,
@@ -125,7 +128,8 @@ async fn joined(
         ended = output => ended,
         // A client that closed the channel, or its connection, has left the process; as sshd does, it is told so.
         () = input => {
-            ticket.signal(relay, signals::HUP).await;
+            let relay = relay.clone();
+            tokio::spawn(async move { ticket.hang_up(&relay).await });
             Ok(ProcessExited { status: Some(process_exited::Status::Code(FAILED)), ..Default::default() })
         }
     }
@@ -143,8 +147,10 @@ async fn forward_input(reader: &mut ChannelReadHalf, ticket: &Ticket, relay: &Re
                 input.push(process_input::Kind::Resize(PtySize { cols, rows }))
             }
             ChannelMsg::Signal { signal } => {
-                if let Some(number) = signals::number(&signal) {
-                    ticket.signal(relay, number).await;
+                if let Some(number) = signals::number(&signal)
+                    && let Err(error) = ticket.signal(relay, number).await
+                {
+                    tracing::debug!(%error, "a signal was not sent");
                 }
                 Ok(())
             }

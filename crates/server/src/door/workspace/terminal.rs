@@ -1,6 +1,7 @@
-//! The terminal of a client: a shell with a terminal of its own. A client that named its session finds it again.
+//! The terminal of a client: a shell with a terminal of its own. A client that was cut off finds it again: by the name of
+//! its session, or, where it gave none, as the one of its key that was cut off first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
@@ -29,7 +30,12 @@ const DATA_MAX_BYTES: usize = 64 << 10;
 const COLS_DEFAULT: u32 = 80;
 const ROWS_DEFAULT: u32 = 24;
 const TERMINAL_MAX: u32 = 10_000;
-const SIGHUP: u32 = 1;
+/// Terminals without a session's name that wait for one key; the oldest ends.
+const UNNAMED_MAX: usize = 16;
+/// Of a client that cannot say what it has seen, so much is told again, on a screen that is cleared first.
+const SEEN_AGAIN_BYTES: u64 = 64 << 10;
+/// Clears a terminal of every kind.
+const RESET: &str = "\x1bc";
 
 /// Of `terminal:write`.
 #[derive(Debug, Deserialize)]
@@ -51,8 +57,8 @@ pub(super) struct Terminal(Mutex<Option<Open>>);
 /// An open terminal.
 struct Open {
     shell: Shell,
-    /// Carries its output to the client.
-    output: JoinHandle<()>,
+    /// Carries its output to the client; whether it has ended, and not the client.
+    output: JoinHandle<bool>,
 }
 
 /// The process behind a terminal.
@@ -63,33 +69,67 @@ struct Shell {
     sent: Arc<StdMutex<u64>>,
 }
 
-/// Terminals whose clients are away: by account, sandbox and session.
+/// Terminals whose clients are away, the oldest of one key first.
 #[derive(Default)]
-pub(super) struct Parked(StdMutex<HashMap<ParkedKey, Shell>>);
+pub(super) struct Parked(StdMutex<HashMap<ParkedKey, VecDeque<Shell>>>);
 
-type ParkedKey = (String, String, String);
+/// Where a client looks for its terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct ParkedKey {
+    sandbox: String,
+    whose: Whose,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Whose {
+    Session { account: String, name: String },
+    Key(String),
+}
+
+impl ParkedKey {
+    fn holds(&self) -> usize {
+        match self.whose {
+            Whose::Session { .. } => 1,
+            Whose::Key(_) => UNNAMED_MAX,
+        }
+    }
+}
 
 impl Parked {
-    /// The shell whose time is up, unless another one is parked there by now.
-    fn overdue(&self, key: &ParkedKey, ticket: &Ticket) -> Option<Shell> {
-        let mut waiting = self.0.lock().expect("no holder panics");
-        let due = waiting.get(key).is_some_and(|shell| shell.ticket.is(ticket));
-        if due { waiting.remove(key) } else { None }
+    /// Lets one wait; the one that has to go for it.
+    fn put(&self, key: &ParkedKey, shell: Shell) -> Option<Shell> {
+        let mut parked = self.0.lock().expect("no holder panics");
+        let waiting = parked.entry(key.clone()).or_default();
+        waiting.push_back(shell);
+        if waiting.len() > key.holds() { waiting.pop_front() } else { None }
+    }
+
+    /// Takes the one that has waited longest, if it is wanted.
+    fn take(&self, key: &ParkedKey, wanted: impl Fn(&Shell) -> bool) -> Option<Shell> {
+        let mut parked = self.0.lock().expect("no holder panics");
+        let waiting = parked.get_mut(key)?;
+        let at = waiting.iter().position(wanted)?;
+        let shell = waiting.remove(at);
+        if waiting.is_empty() {
+            parked.remove(key);
+        }
+        shell
     }
 }
 
 impl Client {
     fn parked_key(&self) -> ParkedKey {
-        (self.caller.account.clone(), self.sandbox.clone(), self.session.clone())
+        let whose = if self.session.is_empty() {
+            Whose::Key(self.caller.key_id.clone())
+        } else {
+            Whose::Session { account: self.caller.account.clone(), name: self.session.clone() }
+        };
+        ParkedKey { sandbox: self.sandbox.clone(), whose }
     }
 
     /// Gives a client that comes back its terminal, with what it missed.
     pub(super) async fn resume_terminal(&self, socket: &SocketRef) {
-        if self.session.is_empty() {
-            return;
-        }
-        let parked = self.parked.0.lock().expect("no holder panics").remove(&self.parked_key());
-        let Some(shell) = parked else { return };
+        let Some(shell) = self.parked.take(&self.parked_key(), |_| true) else { return };
         let mut terminal = self.terminal.0.lock().await;
         match self.attach(socket, shell).await {
             Ok(open) => *terminal = Some(open),
@@ -99,9 +139,16 @@ impl Client {
     }
 
     async fn attach(&self, socket: &SocketRef, shell: Shell) -> Result<Open, Error> {
-        let seen = *shell.sent.lock().expect("no holder panics");
-        let from = self.offset.map_or(seen, |offset| offset.min(seen));
+        let sent = *shell.sent.lock().expect("no holder panics");
+        let from = match self.offset {
+            Some(offset) => offset.min(sent),
+            // What was on its way when it was cut off is lost, and nobody knows how much that is.
+            None => sent.saturating_sub(SEEN_AGAIN_BYTES),
+        };
         let process = Process::join(self.parts.relay.clone(), shell.ticket.clone(), from).await?;
+        if self.offset.is_none() {
+            deliver(socket, "terminal:data", &json!({"data": RESET, "offset": from})).await;
+        }
         let output = tokio::spawn(carry(process, socket.clone(), shell.sent.clone()));
         Ok(Open { shell, output })
     }
@@ -148,35 +195,34 @@ impl Client {
         self.terminal(socket, size).await?.push(resize)
     }
 
-    /// The client is gone: its terminal waits for it, or ends.
-    pub(super) async fn leave(&self) {
+    /// The client is gone: its terminal waits for it, or ends where the client has no name and was not cut off.
+    pub(super) async fn leave(&self, cut_off: bool) {
         self.watch.stop().await;
         let Some(open) = self.terminal.0.lock().await.take() else { return };
-        let ended = open.output.is_finished();
         open.output.abort();
-        if ended {
+        if matches!(open.output.await, Ok(true)) {
             return;
         }
         let relay = self.parts.relay.clone();
-        if self.session.is_empty() {
-            return open.shell.ticket.signal(&relay, SIGHUP).await;
+        if self.session.is_empty() && !cut_off {
+            return open.shell.ticket.hang_up(&relay).await;
         }
         let (key, parked, ticket) = (self.parked_key(), self.parked.clone(), open.shell.ticket.clone());
-        let older = parked.0.lock().expect("no holder panics").insert(key.clone(), open.shell);
-        if let Some(older) = older {
-            older.ticket.signal(&relay, SIGHUP).await;
+        if let Some(oldest) = parked.put(&key, open.shell) {
+            oldest.ticket.hang_up(&relay).await;
         }
         tokio::spawn(async move {
             tokio::time::sleep(RECOVERY_WINDOW).await;
-            if let Some(shell) = parked.overdue(&key, &ticket) {
-                shell.ticket.signal(&relay, SIGHUP).await;
+            if let Some(shell) = parked.take(&key, |shell| shell.ticket.is(&ticket)) {
+                shell.ticket.hang_up(&relay).await;
             }
         });
     }
 }
 
-/// Carries output to a client: `terminal:data {data, offset}`, where `offset` is that of the end of `data`.
-async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>) {
+/// Carries output to a client: `terminal:data {data, offset}`, where `offset` is that of the end of `data`. Returns
+/// whether there is no more of it; else the client is gone.
+async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>) -> bool {
     let mut text = Text::default();
     loop {
         match process.next().await {
@@ -190,7 +236,7 @@ async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>
                     if !whole.is_empty()
                         && !deliver(&socket, "terminal:data", &json!({"data": whole, "offset": offset})).await
                     {
-                        return;
+                        return false;
                     }
                     *sent.lock().expect("no holder panics") = offset;
                 }
@@ -202,12 +248,12 @@ async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>
                     None => json!({}),
                 };
                 deliver(&socket, "terminal:exit", &status).await;
-                return;
+                return true;
             }
             Err(error) => {
                 let told = json!({"code": error.code.as_str(), "message": error.message});
                 deliver(&socket, "error", &told).await;
-                return;
+                return true;
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Changes on the disk, for a client that has listed directories: each that it listed is told again, soon after the
 //! last of a burst of changes.
 
+mod ignored;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use dispense_api::error::Error;
 use dispense_api::method::Method;
 use dispense_api::v1;
 use dispense_api::v1::watch_files_response::Kind;
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
+use ignored::{Ignored, is_of_tools, list_of};
 use socketioxide::extract::SocketRef;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -27,11 +29,6 @@ const BURST_MAX: Duration = Duration::from_secs(1);
 const FOLLOWED_MAX: usize = 500;
 /// Before a watch that ended is opened again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Trees of tools, which change by the thousand.
-const NEVER_TOLD: [&str; 2] = [".git", "node_modules"];
-/// Of a project's own list.
-const IGNORE_FILE: &str = ".gitignore";
-const IGNORE_FILE_MAX_BYTES: usize = 64 << 10;
 
 /// What a client follows.
 #[derive(Default)]
@@ -98,16 +95,20 @@ impl Client {
             v1::WatchFilesRequest { sandbox: route.sandbox.to_string(), path: ROOT.to_owned(), recursive: true };
         let (_requests, mut answers) =
             self.parts.relay.call(&route, Method::WatchFiles, &Origin::default(), &request, START_TIMEOUT).await?;
-        let mut ignored = self.ignored().await;
+        let mut ignored = Ignored::default();
         while let Some(burst) = next_burst(&mut answers).await? {
-            if burst.everything || burst.paths.contains(IGNORE_FILE) {
-                ignored = self.ignored().await;
+            if burst.everything {
+                ignored = Ignored::default();
             }
+            ignored.forget(&burst.paths);
             let mut folders = if burst.everything { self.watch.all().await } else { BTreeSet::new() };
-            for path in burst.paths.iter().filter(|path| is_told(&ignored, path)) {
+            for path in burst.paths.iter().filter(|path| !is_of_tools(path)) {
                 let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-                if self.watch.follows(folder).await {
-                    folders.insert(folder.to_owned());
+                if !folders.contains(folder) && self.watch.follows(folder).await {
+                    self.learn(&mut ignored, path).await;
+                    if ignored.is_told(path) {
+                        folders.insert(folder.to_owned());
+                    }
                 }
             }
             for folder in folders {
@@ -120,23 +121,14 @@ impl Client {
         Ok(())
     }
 
-    /// What the project's own list names.
-    async fn ignored(&self) -> Gitignore {
-        let mut builder = GitignoreBuilder::new("");
-        if let Ok(text) = self.bytes(IGNORE_FILE, IGNORE_FILE_MAX_BYTES).await {
-            for line in String::from_utf8_lossy(&text).lines() {
-                // A line that is no pattern ignores nothing.
-                let _ = builder.add_line(None, line);
-            }
+    /// Reads the lists on the way to a path that are not known yet.
+    async fn learn(&self, ignored: &mut Ignored, path: &str) {
+        let most = self.parts.workspace.ignore_file_bytes;
+        for folder in ignored.unknown(path) {
+            let text = self.bytes(&list_of(&folder), most).await.unwrap_or_default();
+            ignored.learn(folder, &String::from_utf8_lossy(&text));
         }
-        builder.build().unwrap_or_else(|_| Gitignore::empty())
     }
-}
-
-fn is_told(ignored: &Gitignore, path: &str) -> bool {
-    let of_tools = path.split('/').any(|part| NEVER_TOLD.contains(&part));
-    // A change of the directory itself is told, as `git status` would show it.
-    !of_tools && !ignored.matched_path_or_any_parents(path, false).is_ignore()
 }
 
 /// Changes that came soon after each other.
@@ -182,27 +174,6 @@ async fn next_burst(answers: &mut Answers) -> Result<Option<Burst>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn trees_of_tools_and_ignored_files_are_not_told() {
-        let mut builder = GitignoreBuilder::new("");
-        for line in ["*.log", "/dist", "!keep.log", "["] {
-            let _ = builder.add_line(None, line);
-        }
-        let ignored = builder.build().expect("patterns");
-        for (path, told) in [
-            ("src/main.rs", true),
-            (".gitignore", true),
-            (".git/index", false),
-            ("a/node_modules/b/c.js", false),
-            ("a.log", false),
-            ("keep.log", true),
-            ("dist/app.js", false),
-            ("a/dist/app.js", true),
-        ] {
-            assert_eq!(is_told(&ignored, path), told, "{path}");
-        }
-    }
 
     #[test]
     fn the_workspace_has_many_names() {
