@@ -45,6 +45,12 @@ impl Step {
         self
     }
 
+    /// Leaves out what it says on stdout.
+    pub(crate) fn quiet(mut self) -> Self {
+        self.0.stdout(Stdio::null());
+        self
+    }
+
     /// Runs it to its end.
     pub(crate) fn run(mut self) -> Result<()> {
         let args: Vec<_> = self.0.get_args().map(OsStr::to_string_lossy).collect();

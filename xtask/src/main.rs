@@ -6,6 +6,7 @@ mod command;
 mod dist;
 mod fuzz;
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -58,6 +59,11 @@ enum Task {
     },
     /// Installs the clients of other makes that tests drive, below the target directory, from PyPI and npm
     Clients,
+    /// Tests the native backend in a virtual machine with cgroups of version 2 (needs root, debootstrap and QEMU)
+    Vm {
+        /// Test programs, or PROGRAM::TEST; without any, those that depend on the machine
+        tests: Vec<String>,
+    },
     /// The rules of the house that a program can check
     Tidy,
     /// Generates the Rust types of `proto/` into `crates/api/src/generated`
@@ -91,6 +97,7 @@ fn main() -> Result<()> {
         }
         Task::Fuzz { seconds, targets } => fuzz::run(root(), seconds, &targets),
         Task::Clients => clients::install(root()),
+        Task::Vm { tests } => vm::run(&tests),
         Task::Tidy => tidy::run(root()),
         Task::Codegen { check } => codegen::run(root(), check),
         Task::Dist => dist::run(root()),

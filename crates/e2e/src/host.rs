@@ -15,6 +15,7 @@ use crate::wait;
 const TEST_USER: &str = "dispense-test";
 /// Set in CI, where a test that would skip fails instead.
 const NO_SKIP_VARIABLE: &str = "DISPENSE_TEST_NO_SKIP";
+const CGROUPS_VARIABLE: &str = "DISPENSE_TEST_CGROUPS";
 
 /// For a server to end behind its last client, and to remove large trees from a busy disk.
 const GONE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -46,6 +47,12 @@ impl Mode {
             skipped("as root: the tests do not run as root");
         }
         modes
+    }
+
+    /// Whether the machine lets this user limit memory, processors and processes: root always, an ordinary user where
+    /// a cgroup is delegated, which the variable says.
+    pub fn enforces_limits(self) -> bool {
+        self == Self::Root || std::env::var_os(CGROUPS_VARIABLE).is_some_and(|value| value == "delegated")
     }
 }
 

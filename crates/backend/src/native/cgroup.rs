@@ -1,5 +1,7 @@
 //! Limits by cgroups, of version 1 or 2, below the runner's own cgroup: `dispense-<instance>/<sandbox>`.
 
+mod scope;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -20,12 +22,14 @@ const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 /// Controllers of version 1 that are used, and the limit that each enforces.
 const CONTROLLERS: [(&str, Option<&str>); 4] =
     [("memory", Some("memory")), ("cpu", Some("cpu")), ("pids", Some("pids")), ("cpuacct", None)];
+/// Controllers of version 2, each of which enforces the limit of its name.
+const CONTROLLERS_V2: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// What this machine lets the runner do.
 #[derive(Debug)]
 pub(super) enum Cgroups {
     V1 { bases: BTreeMap<&'static str, PathBuf> },
-    V2 { base: PathBuf },
+    V2 { base: PathBuf, controllers: Vec<&'static str> },
     None,
 }
 
@@ -40,8 +44,16 @@ impl Cgroups {
     pub(super) fn probe(instance: &str) -> (Self, BTreeMap<String, String>) {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        if let Some(base) = probe_v2(&own, &mounts, instance) {
-            return (Self::V2 { base }, BTreeMap::new());
+        if let Some(point) = unified(&mounts) {
+            let (groups, controllers, why) = match probe_v2(point, instance) {
+                Ok((base, controllers)) => {
+                    let why = format!("the controller is not delegated to {}", base.display());
+                    (Self::V2 { base, controllers: controllers.clone() }, controllers, why)
+                }
+                Err(why) => (Self::None, Vec::new(), why),
+            };
+            let missing = CONTROLLERS_V2.into_iter().filter(|name| !controllers.contains(name));
+            return (groups, missing.map(|name| (name.to_owned(), why.clone())).collect());
         }
         let (mut bases, mut unenforced) = (BTreeMap::new(), BTreeMap::new());
         for (controller, limit) in CONTROLLERS {
@@ -74,14 +86,20 @@ impl Cgroups {
         let quota = u64::from(limits.cpu_millis) * CPU_PERIOD_US / 1000;
         match self {
             Self::None => Ok(Made { join: Cgroup::None, fds: Vec::new() }),
-            Self::V2 { base } => {
+            Self::V2 { base, controllers } => {
                 let path = base.join(sandbox.as_str());
                 make_dir(&path)?;
-                fs::write(path.join("memory.max"), limits.memory_bytes.to_string())?;
-                // Without swap accounting the file is missing, and there is no swap to limit.
-                let _ = fs::write(path.join("memory.swap.max"), "0");
-                fs::write(path.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"))?;
-                fs::write(path.join("pids.max"), limits.pids.to_string())?;
+                for controller in controllers {
+                    match *controller {
+                        "memory" => {
+                            fs::write(path.join("memory.max"), limits.memory_bytes.to_string())?;
+                            // Without swap accounting the file is missing, and there is no swap to limit.
+                            let _ = fs::write(path.join("memory.swap.max"), "0");
+                        }
+                        "cpu" => fs::write(path.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"))?,
+                        _ => fs::write(path.join("pids.max"), limits.pids.to_string())?,
+                    }
+                }
                 Ok(Made { fds: vec![fs::File::open(&path)?.into()], join: Cgroup::V2 { show: path } })
             }
             Self::V1 { bases } => {
@@ -114,7 +132,7 @@ impl Cgroups {
     fn paths(&self, sandbox: &SandboxId) -> Vec<PathBuf> {
         match self {
             Self::None => Vec::new(),
-            Self::V2 { base } => vec![base.join(sandbox.as_str())],
+            Self::V2 { base, .. } => vec![base.join(sandbox.as_str())],
             Self::V1 { bases } => bases.values().map(|base| base.join(sandbox.as_str())).collect(),
         }
     }
@@ -159,7 +177,7 @@ impl Cgroups {
     pub(super) fn close(&self) {
         let bases: Vec<&PathBuf> = match self {
             Self::None => Vec::new(),
-            Self::V2 { base } => vec![base],
+            Self::V2 { base, .. } => vec![base],
             Self::V1 { bases } => bases.values().collect(),
         };
         for base in bases {
@@ -212,38 +230,74 @@ fn probe_v1(controller: &str, own: &str, mounts: &str, instance: &str) -> Result
     Ok(base)
 }
 
-/// Version 2 counts only with all three controllers: a machine with version 1 mounts an empty version 2 too.
-fn probe_v2(own: &str, mounts: &str, instance: &str) -> Option<PathBuf> {
+/// Where version 2 is mounted with its controllers: a machine with version 1 mounts an empty version 2 too.
+fn unified(mounts: &str) -> Option<&Path> {
     let (_, point) = mount_point(mounts, "cgroup2", None)?;
-    let path = own.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let lists_all = |file: PathBuf| {
-        let listed = fs::read_to_string(file).unwrap_or_default();
-        ["memory", "cpu", "pids"].iter().all(|name| listed.split_whitespace().any(|word| word == *name))
-    };
-    let has_all = |folder: &Path| lists_all(folder.join("cgroup.subtree_control"));
-    let enable = |folder: &Path| fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids");
-    let point = Path::new(point);
+    (controllers(Path::new(point), "cgroup.controllers").len() == CONTROLLERS_V2.len()).then_some(Path::new(point))
+}
+
+/// Those of ours that a file of a cgroup lists.
+fn controllers(folder: &Path, file: &str) -> Vec<&'static str> {
+    let listed = fs::read_to_string(folder.join(file)).unwrap_or_default();
+    CONTROLLERS_V2.into_iter().filter(|name| listed.split_whitespace().any(|word| word == *name)).collect()
+}
+
+/// The own directory, with the controllers that work in it.
+fn probe_v2(point: &Path, instance: &str) -> Result<(PathBuf, Vec<&'static str>), String> {
     // Root takes the top, where the rule against processes beside children does not apply.
-    let parent =
-        if rustix::process::geteuid().is_root() { point.to_owned() } else { point.join(path.trim_start_matches('/')) };
-    // Looked at before anything is made: what version 1 has taken cannot be enabled here.
-    if !lists_all(parent.join("cgroup.controllers")) {
-        return None;
+    if rustix::process::geteuid().is_root() {
+        return divide(point, instance);
     }
-    if !has_all(&parent) && enable(&parent).is_err() {
-        // Processes beside children: move the own one into a leaf first.
-        let leaf = parent.join(format!("dispense-{instance}-runner"));
-        make_dir(&leaf).ok()?;
-        fs::write(leaf.join("cgroup.procs"), "0").ok()?;
-        enable(&parent).ok()?;
+    let own = || -> Result<PathBuf, String> {
+        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+        let path = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+        Ok(point.join(path))
+    };
+    divide(&own()?, instance).or_else(|_| {
+        scope::enter(instance, &leaf_name(instance)).map_err(|why| {
+            format!("no cgroup is delegated to this user, and {why}: log in as this user, or run this as root")
+        })?;
+        divide(&own()?, instance)
+    })
+}
+
+/// Of the runner's own process, which may not be beside its children.
+fn leaf_name(instance: &str) -> String {
+    format!("dispense-{instance}-runner")
+}
+
+/// Makes the own directory below `here`, which may be the leaf of an earlier division.
+fn divide(here: &Path, instance: &str) -> Result<(PathBuf, Vec<&'static str>), String> {
+    let leaf_name = leaf_name(instance);
+    let parent = if here.ends_with(&leaf_name) { here.parent().unwrap_or(here) } else { here };
+    let failed = |action: &str, error: io::Error| format!("{action} {}: {error}", parent.display());
+    let usable = controllers(parent, "cgroup.controllers");
+    if usable.is_empty() {
+        return Err(format!("{} has no controllers", parent.display()));
     }
     let base = parent.join(format!("dispense-{instance}"));
-    make_dir(&base).ok()?;
-    if !has_all(&base) && enable(&base).is_err() {
+    let enable = |folder: &Path| {
+        let missing = usable.iter().filter(|name| !controllers(folder, "cgroup.subtree_control").contains(name));
+        let words: Vec<String> = missing.map(|name| format!("+{name}")).collect();
+        if words.is_empty() { Ok(()) } else { fs::write(folder.join("cgroup.subtree_control"), words.join(" ")) }
+    };
+    make_dir(&base).map_err(|error| failed("make a cgroup in", error))?;
+    let divided = enable(parent).or_else(|_| {
+        // Processes beside children: the own one moves into a leaf first.
+        let leaf = parent.join(&leaf_name);
+        make_dir(&leaf)?;
+        fs::write(leaf.join("cgroup.procs"), "0")?;
+        enable(parent).inspect_err(|_| {
+            // Others are there too. It goes back, so that nothing is left of the attempt.
+            let _ = fs::write(parent.join("cgroup.procs"), "0");
+            let _ = fs::remove_dir(&leaf);
+        })
+    });
+    divided.and_then(|()| enable(&base)).map_err(|error| {
         let _ = fs::remove_dir(&base);
-        return None;
-    }
-    Some(base)
+        failed("divide the cgroup", error)
+    })?;
+    Ok((base, usable))
 }
 
 #[cfg(test)]

@@ -51,20 +51,22 @@ pub(super) fn is_root() -> bool {
     rustix::process::geteuid().is_root() && whole
 }
 
+fn user_name(uid: u32) -> Option<String> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let line = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid.to_string()))?;
+    line.split(':').next().map(str::to_owned)
+}
+
 /// Ids of the boxes of an ordinary user.
 pub(super) fn ordinary_users() -> Users {
     let range = |file: &str| {
         let uid = rustix::process::geteuid().as_raw();
-        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let name = passwd
-            .lines()
-            .find(|line| line.split(':').nth(2) == Some(&uid.to_string()))
-            .and_then(|line| line.split(':').next());
+        let name = user_name(uid);
         let text = fs::read_to_string(file).ok()?;
         text.lines().find_map(|line| {
             let mut fields = line.split(':');
             let owner = fields.next()?;
-            let mine = Some(owner) == name || owner == uid.to_string();
+            let mine = Some(owner) == name.as_deref() || owner == uid.to_string();
             let (first, count): (u32, u32) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
             (mine && count >= RANGE_IDS - 1).then_some((first, count.min(RANGE_IDS - 1)))
         })
@@ -137,8 +139,8 @@ pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
             "install the package `uidmap` and give this user ranges in /etc/subuid and /etc/subgid",
         ),
     });
-    let (_, unenforced) = super::cgroup::Cgroups::probe("doctor");
-    super::cgroup::Cgroups::probe("doctor").0.close();
+    let (groups, unenforced) = super::cgroup::Cgroups::probe("doctor");
+    groups.close();
     for limit in ["cpu", "memory", "pids"] {
         findings.push(match unenforced.get(limit) {
             None => finding(limit, Verdict::Good, "the limit is enforced by a cgroup", ""),
@@ -171,7 +173,18 @@ pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
         ),
     });
     findings.push(disk(state_dir));
+    findings.extend(ends_at_logout());
     findings
+}
+
+/// The user's systemd ends everything of a user who has logged out, unless the user lingers.
+fn ends_at_logout() -> Option<Finding> {
+    let uid = rustix::process::geteuid().as_raw();
+    let manager = Path::new("/run/user").join(uid.to_string()).join("systemd");
+    let user = user_name(uid)?;
+    let ends = !is_root() && manager.exists() && !Path::new("/var/lib/systemd/linger").join(user).exists();
+    let (detail, advice) = ("sandboxes end with this user's last session", "`loginctl enable-linger` has them go on");
+    ends.then(|| finding("logout", Verdict::Weak, detail, advice))
 }
 
 /// Free space where the state directory is, or will be made.

@@ -67,12 +67,19 @@ fn find_cgroups(folder: &Path, name: &str, depth: usize, left: &mut Vec<String>)
         if !path.is_dir() || path.is_symlink() {
             continue;
         }
-        if entry.file_name().to_string_lossy().starts_with(name) {
+        // One that this process itself is in, as a runner of its own, goes when the process ends.
+        if entry.file_name().to_string_lossy().starts_with(name) && !holds_us(&path) {
             left.push(format!("cgroup: {}", path.display()));
         } else {
             find_cgroups(&path, name, depth + 1, left);
         }
     }
+}
+
+fn holds_us(cgroup: &Path) -> bool {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Path::new("/sys/fs/cgroup").join(own).starts_with(cgroup)
 }
 
 /// Interfaces and rules of network `nat`.
