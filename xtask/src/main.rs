@@ -61,6 +61,9 @@ enum Task {
     Clients,
     /// Tests the native backend in a virtual machine with cgroups of version 2 (needs root, debootstrap and QEMU)
     Vm {
+        /// Which Debian
+        #[arg(long, default_value = "bookworm")]
+        suite: String,
         /// Test programs, or PROGRAM::TEST; without any, those that depend on the machine
         tests: Vec<String>,
     },
@@ -97,7 +100,7 @@ fn main() -> Result<()> {
         }
         Task::Fuzz { seconds, targets } => fuzz::run(root(), seconds, &targets),
         Task::Clients => clients::install(root()),
-        Task::Vm { tests } => vm::run(&tests),
+        Task::Vm { suite, tests } => vm::run(&suite, &tests),
         Task::Tidy => tidy::run(root()),
         Task::Codegen { check } => codegen::run(root(), check),
         Task::Dist => dist::run(root()),

@@ -15,7 +15,6 @@ use crate::command::{Step, cargo, found};
 /// What the machine is made of; beside these come the packages that each Debian has.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,linux-image-cloud-amd64,uidmap,\
                         iproute2,nftables,python3,busybox-static,e2fsprogs,udev,procps,kmod,util-linux";
-const SUITE: &str = "bookworm";
 /// The test programs that run there, and of each the tests; none named means all.
 const TESTS: [(&str, &[&str]); 5] = [
     ("conformance", &[]),
@@ -60,7 +59,7 @@ echo "vm: ended with $?"
 
 /// Makes the machine unless it is there, and runs the tests in it; `words` name programs of [`TESTS`], or a program and
 /// one of its tests as `PROGRAM::TEST`.
-pub(crate) fn run(words: &[String]) -> Result<()> {
+pub(crate) fn run(suite: &str, words: &[String]) -> Result<()> {
     for (program, package) in [("debootstrap", "debootstrap"), ("qemu-system-x86_64", "qemu-system-x86")] {
         if !found(program) {
             bail!("`{program}` is not installed: `apt-get install {package}`");
@@ -68,17 +67,17 @@ pub(crate) fn run(words: &[String]) -> Result<()> {
     }
     let target = std::env::current_exe()?;
     let debug = target.parent().context("xtask stands in no directory")?;
-    let folder = debug.parent().context("xtask stands in no target directory")?.join("vm");
+    let folder = debug.parent().context("xtask stands in no target directory")?.join("vm").join(suite);
     fs::create_dir_all(&folder)?;
-    let machine = machine(&folder)?;
+    let machine = machine(&folder, suite)?;
     let tests = tests(&folder, debug, words)?;
     boot(&folder, &machine, &tests)
 }
 
 /// The machine's disk, made once.
-fn machine(folder: &Path) -> Result<PathBuf> {
+fn machine(folder: &Path, suite: &str) -> Result<PathBuf> {
     let (root, disk, stamp) = (folder.join("root"), folder.join("machine.img"), folder.join("made"));
-    let recipe = format!("{SUITE} {PACKAGES}\n{UNIT}");
+    let recipe = format!("{PACKAGES}\n{UNIT}");
     if fs::read_to_string(&stamp).is_ok_and(|there| there == recipe) {
         return Ok(disk);
     }
@@ -86,7 +85,7 @@ fn machine(folder: &Path) -> Result<PathBuf> {
         fs::remove_dir_all(&root)?;
     }
     let include = format!("--include={PACKAGES}");
-    let quiet = ["--variant=minbase", include.as_str(), SUITE];
+    let quiet = ["--variant=minbase", include.as_str(), suite];
     Step::new("debootstrap").args(quiet).args([&root]).args([mirror()?]).quiet().run()?;
     Step::new("chroot").args([&root]).args(["useradd", "--create-home", "dispense-test"]).run()?;
     fs::write(root.join("etc/systemd/system/dispense-test.service"), UNIT)?;
@@ -105,10 +104,9 @@ fn machine(folder: &Path) -> Result<PathBuf> {
 
 /// Where this machine itself gets its packages.
 fn mirror() -> Result<String> {
-    let listed = Command::new("apt-get").args(["indextargets", "--format", "$(SITE) $(RELEASE)"]).output()?;
+    let listed = Command::new("apt-get").args(["indextargets", "--format", "$(SITE)", "Label: Debian"]).output()?;
     let listed = String::from_utf8(listed.stdout)?;
-    let site = listed.lines().find_map(|line| line.strip_suffix(SUITE)?.strip_suffix(' '));
-    site.map(str::to_owned).with_context(|| format!("apt knows no archive with the suite {SUITE}"))
+    listed.lines().next().map(str::to_owned).context("apt knows no archive of Debian")
 }
 
 /// A disk with the test programs, the binary that they drive, and the list of the tests.
