@@ -33,6 +33,7 @@ use dispense_api::error::reason;
 use dispense_api::id::{Generation, SandboxId};
 use dispense_spawner::{Instruction, Users};
 use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::{Backend, BackendError, BoxExit, BoxReport, BoxSpec, BoxState, ByteStream, Capabilities, Network};
@@ -95,13 +96,17 @@ impl Native {
         let folder = fs::canonicalize(folder).map_err(failed)?;
         let instance = instance(&folder);
         let as_root = machine::is_root();
+        // Beside the rest, since it tries.
+        let mut probe = JoinSet::new();
+        let of = instance.clone();
+        probe.spawn(async move { Nat::probe(&of, as_root).await });
         let (cgroups, unenforced) = Cgroups::probe(&instance);
-        let native = Self {
+        let mut native = Self {
             unusable: machine::unusable(),
             unenforced,
             as_root,
             cgroups,
-            nat: Nat::probe(&instance, as_root),
+            nat: Err("network `nat` was not tried".to_owned()),
             templates: Templates::open(&config.state_dir, config.templates, as_root)?,
             images: Images::probe(as_root),
             filter: seccomp::compile()?,
@@ -111,6 +116,9 @@ impl Native {
             background: TaskTracker::new(),
             folder,
         };
+        if let Some(Ok(nat)) = probe.join_next().await {
+            native.nat = nat;
+        }
         native.load().await?;
         native.empty_trash();
         Ok(native)
@@ -260,7 +268,7 @@ impl Backend for Native {
     async fn stop(&self, sandbox: &SandboxId) -> Result<(), BackendError> {
         let mut record = self.record(sandbox)?;
         self.kill(sandbox).await?;
-        self.detach(&record).await;
+        self.detach(sandbox, &record).await;
         if record.stage != Stage::Stopped {
             record.stage = Stage::Stopped;
             self.keep(sandbox, record, None)?;
@@ -279,7 +287,7 @@ impl Backend for Native {
         }
         let record = self.record(sandbox).ok();
         if let Some(record) = &record {
-            self.detach(record).await;
+            self.detach(sandbox, record).await;
         }
         let users = record.map_or_else(machine::ordinary_users, |record| record.users);
         match self.discard(sandbox, users) {

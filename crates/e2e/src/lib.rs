@@ -7,6 +7,7 @@ pub mod balancer;
 pub mod clients;
 pub mod curl;
 pub mod host;
+pub mod net;
 pub mod pair;
 pub mod postgres;
 pub mod server;

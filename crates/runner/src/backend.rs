@@ -25,6 +25,6 @@ pub async fn open(config: BackendConfig) -> Result<Arc<dyn Backend>, BackendErro
 pub use dispense_backend::native::{Finding, Verdict};
 
 /// What this machine allows, for `dispense doctor`.
-pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
-    dispense_backend::native::diagnose(state_dir)
+pub async fn diagnose(state_dir: &Path) -> Vec<Finding> {
+    dispense_backend::native::diagnose(state_dir).await
 }

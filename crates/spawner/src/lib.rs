@@ -6,6 +6,7 @@
 
 mod packet;
 
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,21 @@ pub enum Request {
         /// Whose mapping owns it.
         users: Users,
     },
+    /// Makes the sockets of a box's network `nat` in the box's own namespaces, which only a single-threaded process
+    /// can enter. Descriptors: its user namespace, its network namespace, the status pipe's writing end, and a socket
+    /// of whole packets on which `()` comes back with a [`Network`]'s descriptors, in the order of its fields.
+    Network,
+}
+
+/// Sockets that belong to a box's network namespace and are served outside it. None of them blocks.
+#[derive(Debug)]
+pub struct Network {
+    /// Listens for TCP, and accepts for every address (`IP_TRANSPARENT`).
+    pub tcp: OwnedFd,
+    /// Receives UDP for every address, and tells which it was (`IP_RECVORIGDSTADDR`).
+    pub udp: OwnedFd,
+    /// Sends IPv4 packets with headers of the sender's own.
+    pub raw: OwnedFd,
 }
 
 /// What the spawner answers.

@@ -5,6 +5,7 @@
 
 mod child;
 mod mounts;
+mod network;
 mod remove;
 mod sys;
 mod users;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         let result = match request {
             Request::Spawn(spawn) => start(&spawn, fds, &mut users),
             Request::Remove { path, users } => remove::start(&path, &users, fds),
+            Request::Network => network::start(fds),
         };
         let sent = match result {
             Ok((pid, pidfd)) => send(&socket, &Answer::Spawned { pid }, &[pidfd.as_fd()]),

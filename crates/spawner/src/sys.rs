@@ -118,6 +118,15 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     }
 }
 
+/// Switches an option of an IPv4 socket on.
+pub(crate) fn switch_on(socket: &OwnedFd, option: libc::c_int) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: the kernel reads one integer, which outlives the call.
+    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_IP, option, (&raw const on).cast(), size) };
+    check(result.into()).map(drop)
+}
+
 /// Puts `fd` at `number`, open over exec, and closes everything else from 3 on but `keep`, which is closed by the
 /// exec.
 pub(crate) fn place(fd: OwnedFd, number: i32, keep: &[&OwnedFd]) -> io::Result<()> {

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::unix::AsyncFd;
 
 use super::disk::{self, Attached};
+use super::nat::{Nat, Place};
 use super::record::{Process, Record, Stage};
 use super::template::Lower;
 use super::{Known, Native, machine, sys};
@@ -67,6 +68,7 @@ impl Native {
                 ),
             });
         }
+        let nat = self.nat_of(&record)?;
         let failed = |error| BackendError::failed(format!("attach the disk of {sandbox}"), error);
         // Held until the box has mounted it, or has not.
         let attached = if on_image { Some(disk::attach(&folder).map_err(failed)?) } else { None };
@@ -96,8 +98,10 @@ impl Native {
         };
         let live = Live::new(spawned.pidfd)
             .map_err(|error| BackendError::failed(format!("watch the box of {sandbox}"), error))?;
-        if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat)
-            && let Err(error) = nat.attach(slot, spawned.pid).await
+        let live = Arc::new(live);
+        let place = Place { sandbox, slot: record.slot, pid: spawned.pid, live: &live };
+        if let Some(nat) = nat
+            && let Err(error) = nat.attach(&place, &self.spawner).await
         {
             // Its agent waits for a call and has run nothing.
             let _ = pidfd_send_signal(live.pidfd.get_ref(), Signal::KILL);
@@ -111,7 +115,7 @@ impl Native {
         // A process that has ended already is found so by its descriptor.
         let process = Process::of(spawned.pid).unwrap_or(Process { pid: spawned.pid, started_ticks: 0 });
         record.stage = Stage::Started(process);
-        self.keep(sandbox, record, Some(Arc::new(live)))
+        self.keep(sandbox, record, Some(live))
     }
 
     fn spawn_request(
@@ -149,6 +153,10 @@ impl Native {
         }
         let mut env: Vec<String> = spec.env.iter().map(|(key, value)| format!("{key}={value}")).collect();
         env.push("AGENT_LISTEN_FD=3".to_owned());
+        let resolv_conf = match (spec.network, &self.nat) {
+            (crate::Network::Nat, Ok(nat)) => nat.resolv_conf(),
+            (crate::Network::Nat, Err(_)) | (crate::Network::None, _) => String::new(),
+        };
         let hosts = format!("127.0.0.1 localhost {0}\n::1 localhost ip6-localhost ip6-loopback\n", spec.hostname);
         Ok(Spawn {
             root: folder.join("root"),
@@ -164,18 +172,25 @@ impl Native {
             files: vec![
                 ("/etc/hosts".into(), hosts),
                 ("/etc/hostname".into(), format!("{}\n", spec.hostname)),
-                (
-                    "/etc/resolv.conf".into(),
-                    if spec.network == crate::Network::Nat { super::nat::resolv_conf() } else { String::new() },
-                ),
+                ("/etc/resolv.conf".into(), resolv_conf),
             ],
         })
     }
 
+    /// What makes the network that a box was promised, if it was promised one.
+    fn nat_of(&self, record: &Record) -> Result<Option<&Nat>, BackendError> {
+        match (record.nat, &self.nat) {
+            (false, _) => Ok(None),
+            (true, Ok(nat)) => Ok(Some(nat)),
+            // It could be made when the box was: better no start than one without a word.
+            (true, Err(why)) => Err(BackendError::Refused { reason: "network_unavailable", message: why.clone() }),
+        }
+    }
+
     /// Takes the network of a box away.
-    pub(super) async fn detach(&self, record: &Record) {
-        if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat) {
-            nat.detach(slot).await;
+    pub(super) async fn detach(&self, sandbox: &SandboxId, record: &Record) {
+        if let (true, Ok(nat)) = (record.nat, &self.nat) {
+            nat.detach(sandbox, record.slot).await;
         }
     }
 
@@ -263,12 +278,17 @@ impl Native {
                 let opened = Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 // Between the look and the open the pid may have been used again: looked at once more.
                 if let Some(pidfd) = opened.filter(|_| process.lives()) {
-                    if let (true, Some(slot), Ok(nat)) = (record.nat, record.slot, &self.nat) {
-                        nat.adopt(slot);
-                    }
                     let live = Live::new(pidfd)
                         .map_err(|error| BackendError::failed(format!("watch the box of {sandbox}"), error))?;
-                    return Ok(Known::Box(record, Some(Arc::new(live))));
+                    let live = Arc::new(live);
+                    let place = Place { sandbox, slot: record.slot, pid: process.pid, live: &live };
+                    if let (true, Ok(nat)) = (record.nat, &self.nat)
+                        && let Err(error) = nat.adopt(&place, &self.spawner).await
+                    {
+                        // What runs in it is worth more than its network, which comes back with the next start.
+                        tracing::warn!(%sandbox, %error, "a box that was taken over has no network");
+                    }
+                    return Ok(Known::Box(record, Some(live)));
                 }
             }
             // The crash came between the clone and the record of its pid.

@@ -118,7 +118,7 @@ pub(super) fn maps_ids(path: &Path) -> bool {
 }
 
 /// Looks at everything that matters to the native backend.
-pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
+pub async fn diagnose(state_dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.push(match unusable() {
         Some(why) => {
@@ -159,8 +159,14 @@ pub fn diagnose(state_dir: &Path) -> Vec<Finding> {
             )
         });
     }
-    findings.push(match super::nat::Nat::probe("doctor", is_root()) {
-        Ok(_) => finding("network nat", Verdict::Good, "sandboxes can be given outbound connections", ""),
+    findings.push(match super::nat::Nat::probe("doctor", is_root()).await {
+        Ok(super::nat::Nat::Veth(_)) => {
+            finding("network nat", Verdict::Good, "sandboxes can be given outbound connections", "")
+        }
+        Ok(super::nat::Nat::Proxy(_)) => {
+            let detail = "sandboxes can be given outbound TCP, UDP and names, by a proxy: no ICMP";
+            finding("network nat", Verdict::Good, detail, "")
+        }
         Err(why) => finding("network nat", Verdict::Weak, "only network `none` is available", why),
     });
     findings.push(match super::disk::Images::probe(is_root()) {

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use dispense_spawner::{Answer, Request, receive, send};
+use dispense_spawner::{Answer, Network, PacketError, Request, receive, send};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::AsyncReadExt;
@@ -101,6 +101,19 @@ impl Spawner {
                 ))
             }
         }
+    }
+
+    /// Has the sockets of a network made in the namespaces of a box.
+    pub(super) async fn network(&self, user: BorrowedFd<'_>, net: BorrowedFd<'_>) -> Result<Network, BackendError> {
+        let failed = |error| BackendError::failed("take the sockets of a box's network", error);
+        let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|error| failed(error.into()))?;
+        self.ask(Request::Network, &[user, net], &[far.as_fd()]).await?;
+        // They are there by now; without our end a process that was killed before has closed the last one.
+        drop(far);
+        let ((), fds) = receive(&near).map_err(failed)?;
+        let [tcp, udp, raw] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| failed(PacketError::Gone))?;
+        Ok(Network { tcp, udp, raw })
     }
 
     /// One request and its answer. Short: the spawner answers as soon as it has cloned.

@@ -1,9 +1,11 @@
-//! What the native backend needs that has no safe form: a registration with the event loop, and loop devices.
+//! What the native backend needs that has no safe form: a registration with the event loop, loop devices, and
+//! datagrams with the address that they were sent to.
 
-#![expect(unsafe_code, reason = "tokio's registration of a descriptor and ioctl have no safe form")]
+#![expect(unsafe_code, reason = "tokio's registration of a descriptor, ioctl and IP_RECVORIGDSTADDR have no safe form")]
 
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use tokio::io::Interest;
@@ -46,4 +48,52 @@ pub(super) fn configure_loop(device: &File, file: &File) -> io::Result<()> {
     // SAFETY: the kernel reads `struct loop_config`, which `config` covers, and keeps no pointer to it.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, config.as_ptr()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A datagram that was received.
+pub(super) struct Datagram {
+    /// How much of the buffer is its.
+    pub(super) bytes: usize,
+    pub(super) source: SocketAddrV4,
+    /// Where it was sent to, whoever receives it.
+    pub(super) destination: SocketAddrV4,
+}
+
+/// Words of the control buffer: a header and an address, with room to spare.
+const CONTROL_WORDS: usize = 16;
+
+/// Receives one datagram from an IPv4 socket with `IP_RECVORIGDSTADDR`, without waiting.
+pub(super) fn receive_datagram(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Datagram> {
+    // Of words, since the kernel's headers are aligned to them.
+    let mut control = [0u64; CONTROL_WORDS];
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: all zero is a valid `sockaddr_in` and a valid `msghdr`.
+    let (mut source, mut message): (libc::sockaddr_in, libc::msghdr) = unsafe { std::mem::zeroed() };
+    message.msg_name = (&raw mut source).cast();
+    message.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control);
+    // SAFETY: every pointer of the message is to something that outlives the call, with its true size.
+    let bytes = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    let bytes = usize::try_from(bytes).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has filled the control buffer and set its length; CMSG_FIRSTHDR and CMSG_NXTHDR stay within
+    // it. The data of this kind is a `sockaddr_in`, which is read wherever it is aligned.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while let Some(found) = header.as_ref() {
+            if (found.cmsg_level, found.cmsg_type) == (libc::SOL_IP, libc::IP_ORIGDSTADDR) {
+                let destination: libc::sockaddr_in =
+                    libc::CMSG_DATA(header).cast::<libc::sockaddr_in>().read_unaligned();
+                return Ok(Datagram { bytes, source: address(&source), destination: address(&destination) });
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+    }
+    Err(io::Error::other("the kernel did not tell where a datagram was sent to"))
+}
+
+fn address(raw: &libc::sockaddr_in) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::from_bits(u32::from_be(raw.sin_addr.s_addr)), u16::from_be(raw.sin_port))
 }

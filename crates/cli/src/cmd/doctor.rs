@@ -28,6 +28,7 @@ struct FindingJson {
 pub(super) async fn doctor(global: &Global) -> Result<u8, Error> {
     let state_dir = data_dir(global)?.join("runner");
     let mut findings: Vec<FindingJson> = diagnose(&state_dir)
+        .await
         .into_iter()
         .map(|finding| FindingJson {
             name: finding.name.to_owned(),
