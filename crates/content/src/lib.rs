@@ -55,6 +55,20 @@ pub enum ContentError {
         /// As the URL says.
         wanted: String,
     },
+    /// An object is not what is recorded of it, however often it is read.
+    #[error(
+        "failed to read {what}: its {algorithm} is {found} but {wanted} is recorded, so it is damaged where it stands, or on its way"
+    )]
+    Damaged {
+        /// Which object.
+        what: String,
+        /// Of the two sums, which are in base64.
+        algorithm: String,
+        /// As computed.
+        found: String,
+        /// As recorded.
+        wanted: String,
+    },
     /// What takes the stream has ended.
     #[error("the tree is not taken any more")]
     Gone,

@@ -1,8 +1,10 @@
 //! Object storage. A file is an object; what an object has no place for (a mode, where a link leads) stands in its
-//! metadata, and is nobody's who wrote it otherwise.
+//! metadata, and is nobody's who wrote it otherwise. What comes is checked as a whole, also over ranges ([`sum`]).
+
+mod sum;
 
 use std::borrow::Cow;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, Write};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -11,12 +13,15 @@ use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use object_store::{Attribute, Attributes, GetOptions, GetRange, ObjectMeta, ObjectStore};
+use object_store::{Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore};
+use sha2::{Digest, Sha256};
 use tar::{Archive, Builder, EntryType, Header};
+use tempfile::SpooledTempFile;
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
+use self::sum::{Mismatch, Sum};
 use super::{ATTEMPTS_MAX, CHUNK_BYTES, ContentError, Moved, RETRY_DELAY, choose_crypto};
 
 /// Of a tar stream.
@@ -31,11 +36,14 @@ const LINK_MODE: u32 = 0o777;
 const OBJECTS_MAX: u64 = 1_000_000;
 /// A file up to this size is one request; a larger one goes up in parts.
 const PART_BYTES: usize = 8 << 20;
+/// An object whose bytes are not those that are recorded of it is read so often: the way may be bad, or the object.
+const DOWNLOADS_MAX: u32 = 3;
 
 fn open(bucket: &str) -> Result<AmazonS3, ContentError> {
     choose_crypto();
     // Of a server that is not Amazon's the region means nothing, but must be there.
     let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    let builder = builder.with_client_options(sum::asking()).with_http_connector(sum::Connector);
     builder.build().map_err(|error| ContentError::storage(format!("use s3://{bucket}"), error))
 }
 
@@ -80,63 +88,111 @@ async fn give(chunks: &mpsc::Sender<Bytes>, chunk: Bytes) -> Result<(), ContentE
     chunks.send(chunk).await.map_err(|_| ContentError::Gone)
 }
 
-/// One object as an entry of the archive. A transfer that is cut goes on where it was, of the same version.
+/// One object as an entry of the archive. Where its bytes are not those that are meant the entry comes once more: the later
+/// one of a name replaces the earlier.
 async fn send_object(
     store: &AmazonS3,
     object: &ObjectMeta,
     name: &str,
     chunks: &mpsc::Sender<Bytes>,
 ) -> Result<(), ContentError> {
-    let failed = |error| ContentError::storage(format!("read {}", object.location), error);
-    let (mut sent, mut attempt, mut begun) = (0, 1, false);
-    while !begun || sent < object.size {
-        let range = (sent > 0).then_some(GetRange::Offset(sent));
-        let options = GetOptions { range, if_match: object.e_tag.clone(), ..GetOptions::default() };
-        let before = sent;
-        let result = match store.get_opts(&object.location, options).await {
-            Ok(result) => result,
-            Err(error) if attempt < ATTEMPTS_MAX && is_passing(&error) => {
-                pause(&mut attempt).await;
-                continue;
+    let mut downloads = 1;
+    loop {
+        let mut download = Download { object, name, chunks, sent: 0, sum: None };
+        let Err(why) = download.run(store).await else { return Ok(()) };
+        if downloads == DOWNLOADS_MAX || !matches!(why, ContentError::Damaged { .. }) {
+            return Err(why);
+        }
+        tracing::warn!(object = %object.location, error = %why, "an object is read again");
+        pause(&mut downloads).await;
+    }
+}
+
+/// One object on its way into the archive. A transfer that is cut goes on where it was, of the same version.
+struct Download<'a> {
+    object: &'a ObjectMeta,
+    name: &'a str,
+    chunks: &'a mpsc::Sender<Bytes>,
+    sent: u64,
+    /// Over the whole, whatever pieces it came in.
+    sum: Option<Sum>,
+}
+
+impl Download<'_> {
+    async fn run(&mut self, store: &AmazonS3) -> Result<(), ContentError> {
+        let object = self.object;
+        let failed = |error| ContentError::storage(format!("read {}", object.location), error);
+        let (mut attempt, mut begun) = (1, false);
+        while !begun || self.sent < object.size {
+            let range = (self.sent > 0).then_some(GetRange::Offset(self.sent));
+            let options = GetOptions { range, if_match: object.e_tag.clone(), ..GetOptions::default() };
+            let before = self.sent;
+            let result = match store.get_opts(&object.location, options).await {
+                Ok(result) => result,
+                Err(error) if attempt < ATTEMPTS_MAX && is_passing(&error) => {
+                    pause(&mut attempt).await;
+                    continue;
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            if !begun {
+                give(self.chunks, head(self.name, object.size, &result.attributes)?).await?;
+                begun = true;
+                if link(&result.attributes).is_some() {
+                    return Ok(());
+                }
             }
-            Err(error) => return Err(failed(error)),
-        };
-        if !begun {
-            give(chunks, head(name, object.size, &result.attributes)?).await?;
-            begun = true;
-            if link(&result.attributes).is_some() {
-                return Ok(());
+            if before == 0 {
+                self.sum = Sum::of(&result, metadata(&result.attributes, sum::SHA256));
+            }
+            let error = self.pass_on(result).await?;
+            if self.sent > before {
+                attempt = 1;
+            }
+            match error {
+                None if self.sent == object.size => {}
+                _ if attempt < ATTEMPTS_MAX => pause(&mut attempt).await,
+                Some(error) => return Err(failed(error)),
+                None => {
+                    let message = format!("it ended after {} of {} bytes", self.sent, object.size);
+                    return Err(ContentError::Storage { action: format!("read {}", object.location), message });
+                }
             }
         }
+        self.finish().await
+    }
+
+    /// Until the answer ends, or is cut: then the reason.
+    async fn pass_on(&mut self, result: GetResult) -> Result<Option<object_store::Error>, ContentError> {
         let mut body = result.into_stream();
-        let error = loop {
+        loop {
             match body.try_next().await {
                 Ok(Some(chunk)) => {
                     // More than the listing said would break the archive.
-                    let chunk =
-                        chunk.slice(..chunk.len().min(usize::try_from(object.size - sent).unwrap_or(usize::MAX)));
-                    sent += chunk.len() as u64;
-                    give(chunks, chunk).await?;
+                    let rest = usize::try_from(self.object.size - self.sent).unwrap_or(usize::MAX);
+                    let chunk = chunk.slice(..chunk.len().min(rest));
+                    if let Some(sum) = &mut self.sum {
+                        sum.update(&chunk);
+                    }
+                    self.sent += chunk.len() as u64;
+                    give(self.chunks, chunk).await?;
                 }
-                Ok(None) => break None,
-                Err(error) => break Some(error),
-            }
-        };
-        if sent > before {
-            attempt = 1;
-        }
-        match error {
-            None if sent == object.size => {}
-            _ if attempt < ATTEMPTS_MAX => pause(&mut attempt).await,
-            Some(error) => return Err(failed(error)),
-            None => {
-                let message = format!("it ended after {sent} of {} bytes", object.size);
-                return Err(ContentError::Storage { action: format!("read {}", object.location), message });
+                Ok(None) => return Ok(None),
+                Err(error) => return Ok(Some(error)),
             }
         }
     }
-    let padding = (BLOCK_BYTES - object.size % BLOCK_BYTES) % BLOCK_BYTES;
-    give(chunks, Bytes::from(vec![0; usize::try_from(padding).unwrap_or(0)])).await
+
+    /// The end of the entry, and whether it was the object that is meant.
+    async fn finish(&mut self) -> Result<(), ContentError> {
+        let padding = (BLOCK_BYTES - self.object.size % BLOCK_BYTES) % BLOCK_BYTES;
+        give(self.chunks, Bytes::from(vec![0; usize::try_from(padding).unwrap_or(0)])).await?;
+        let checked = self.sum.take().map_or(Ok(()), Sum::finish);
+        checked.map_err(|Mismatch { algorithm, found, wanted }| {
+            let what = self.object.location.to_string();
+            ContentError::Damaged { what, algorithm, found, wanted }
+        })
+    }
 }
 
 /// Whether it may be there the next time.
@@ -224,7 +280,7 @@ impl Saving {
         Ok(moved)
     }
 
-    fn put(&self, name: &str, attributes: Attributes, reader: &mut impl Read) -> Result<u64, ContentError> {
+    fn put(&self, name: &str, mut attributes: Attributes, reader: &mut impl Read) -> Result<u64, ContentError> {
         let name = name.trim_start_matches("./");
         let key = if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) };
         let failed = |error: &dyn std::fmt::Display| ContentError::Storage {
@@ -232,12 +288,16 @@ impl Saving {
             message: error.to_string(),
         };
         let path = Path::parse(&key).map_err(|error| failed(&error))?;
+        // The storage takes metadata before it takes bytes, so the sum of all must be known before the first goes up.
+        let mut whole = SpooledTempFile::new(PART_BYTES);
+        let sum = spool(reader, &mut whole, &failed)?;
+        attributes.insert(Attribute::Metadata(sum::SHA256.into()), sum.into());
         let store: Arc<dyn ObjectStore> = self.store.clone();
         let mut writer = BufWriter::with_capacity(store, path, PART_BYTES).with_attributes(attributes);
         let mut total = 0;
         loop {
             let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
-            let count = reader.read(&mut buffer).map_err(ContentError::Archive)?;
+            let count = whole.read(&mut buffer).map_err(|error| failed(&error))?;
             if count == 0 {
                 break;
             }
@@ -248,4 +308,23 @@ impl Saving {
         self.runtime.block_on(writer.shutdown()).map_err(|error| failed(&error))?;
         Ok(total)
     }
+}
+
+/// Keeps what is read, in memory or else in a file without a name, and rewinds it. Returns its checksum.
+fn spool(
+    reader: &mut impl Read,
+    whole: &mut SpooledTempFile,
+    failed: &dyn Fn(&dyn std::fmt::Display) -> ContentError,
+) -> Result<String, ContentError> {
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; CHUNK_BYTES]);
+    loop {
+        let count = reader.read(&mut buffer).map_err(ContentError::Archive)?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&buffer[..count]);
+        whole.write_all(&buffer[..count]).map_err(|error| failed(&format!("its copy on disk: {error}")))?;
+    }
+    whole.rewind().map_err(|error| failed(&error))?;
+    Ok(sum::hex(hash))
 }

@@ -1,8 +1,11 @@
 """An S3 server that nobody here wrote (moto), with a bucket, beside a plain HTTP server: `storage.py FOLDER`.
 
-Prints the two addresses. The HTTP server cuts every first answer for a name with `cut` in it half-way.
+Prints the addresses of the two, and of a bad way to the first. The HTTP server cuts every first answer for a name with `cut`
+in it half-way. The bad way changes a byte of objects with `always` in their names, of those with `once` in the first answer, and
+of those with `resumed` in the second answer, after it has cut the first.
 """
 
+import http.client
 import http.server
 import sys
 import threading
@@ -28,8 +31,10 @@ for key, body in [
     ("app/empty", b""),
     ("app/big", bytes(range(256)) * 40_000),
     ("application/other", b"no\n"),
+    ("others/once", bytes(range(256)) * 1_000),
+    ("broken/always", b"what others wrote\n"),
 ]:
-    client.put_object(Bucket="code", Key=key, Body=body)
+    client.put_object(Bucket="code", Key=key, Body=body, ChecksumAlgorithm="CRC32")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -62,7 +67,43 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.close_connection = True
 
 
+class BadWay(http.server.BaseHTTPRequestHandler):
+    answers = {}
+
+    def log_message(self, *args):
+        pass
+
+    def pass_on(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        onward = http.client.HTTPConnection(host, port, timeout=60)
+        onward.request(self.command, self.path, body, dict(self.headers))
+        answer = onward.getresponse()
+        data = bytearray(answer.read())
+        name = self.path.split("?")[0]
+        end = len(data)
+        if self.command == "GET" and data and name.count("/") > 2:
+            count = self.answers[name] = self.answers.get(name, 0) + 1
+            is_resumed = "resumed" in name
+            if "always" in name or ("once" in name and count == 1) or (is_resumed and count == 2):
+                data[-1] ^= 1
+            if is_resumed and count == 1:
+                end //= 2
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("connection", "transfer-encoding", "content-length", "date", "server"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[:end])
+        self.close_connection = True
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
+
+
+bad_way = http.server.ThreadingHTTPServer(("127.0.0.1", 0), BadWay)
+threading.Thread(target=bad_way.serve_forever, daemon=True).start()
 web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-print(f"http://{host}:{port} http://127.0.0.1:{web.server_address[1]}", flush=True)
+addresses = [(host, port), ("127.0.0.1", web.server_address[1]), ("127.0.0.1", bad_way.server_address[1])]
+print(*(f"http://{host}:{port}" for host, port in addresses), flush=True)
 threading.Thread(target=web.serve_forever, daemon=True).start()
 sys.stdin.read()

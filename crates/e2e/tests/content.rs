@@ -9,10 +9,14 @@ use dispense_e2e::clients::Clients;
 use dispense_e2e::pair::Running;
 use dispense_e2e::{Host, Mode};
 
-/// Both servers.
+/// Of the bytes 0 to 255, a thousand times: what somebody else's object has.
+const COUNTED_SHA256: &str = "b57b64b198d5d59ce5a22a9b9f25e72a7d081476d432051aa923f3dbebb90934";
+
+/// Both servers, and the way to the first that changes bytes.
 struct Storage {
     s3: String,
     web: String,
+    bad_way: String,
     folder: tempfile::TempDir,
     _process: Running,
 }
@@ -25,8 +29,9 @@ impl Storage {
         let mut child = command.spawn().expect("python3 is installed");
         let stdout = child.stdout.take().expect("piped");
         let line = BufReader::new(stdout).lines().next().expect("a line").expect("text");
-        let (s3, web) = line.split_once(' ').expect("two addresses");
-        Self { s3: s3.into(), web: web.into(), folder, _process: Running::adopt(child) }
+        let addresses: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let [s3, web, bad_way] = addresses.try_into().expect("three addresses");
+        Self { s3, web, bad_way, folder, _process: Running::adopt(child) }
     }
 
     /// As an operator of a server that is not Amazon's has it.
@@ -119,6 +124,38 @@ fn a_workspace_comes_from_object_storage_and_is_saved_to_it() {
         up.stop();
         host.finish();
     }
+}
+
+#[test]
+fn objects_that_were_changed_on_their_way_are_read_again_and_then_refused() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let mut storage = Storage::start(&clients);
+    storage.s3 = storage.bad_way.clone();
+    let host = Host::new(mode);
+    let up = host.up_with_all(&["--source-root", "s3://code"], &storage.variables());
+    // Of ours, a small one and one of several parts; the last is first cut, and then goes on wrongly.
+    host.ok(&["create", "--name", "box"]);
+    let make = "seq 3 > once; seq 2000000 > resumed; : > empty; sha256sum once resumed empty";
+    let sums = host.ok(&["exec", "box", "--", "sh", "-c", make]);
+    ok(&host, &storage, &["save", "box", "s3://code/ours"]);
+    ok(&host, &storage, &["create", "--name", "again", "--content", "s3://code/ours"]);
+    assert_eq!(host.ok(&["exec", "again", "--", "sha256sum", "once", "resumed", "empty"]), sums);
+    // Of others.
+    ok(&host, &storage, &["create", "--name", "others", "--content", "s3://code/others"]);
+    let sum = host.ok(&["exec", "others", "--", "sha256sum", "once"]);
+    assert_eq!(sum.split(' ').next(), Some(COUNTED_SHA256));
+    let broken = ["create", "--name", "broken", "--content", "s3://code/broken"];
+    refused(&host, &storage, &broken, "failed to read broken/always: its CRC-32 is");
+    // Nothing runs that is half filled.
+    let run = host.dispense(&["exec", "broken", "--", "true"]);
+    assert!(!run.status.success(), "{run:?}");
+    host.ok(&["exec", "box", "--", "mv", "once", "always"]);
+    ok(&host, &storage, &["save", "box", "s3://code/worse"]);
+    let worse = ["create", "--content", "s3://code/worse"];
+    refused(&host, &storage, &worse, "failed to read worse/always: its SHA-256 is");
+    up.stop();
+    host.finish();
 }
 
 #[test]
