@@ -31,6 +31,15 @@ pub struct Moved {
     pub bytes: u64,
 }
 
+/// Where what cannot be streamed stands meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Scratch<'a> {
+    /// The directory.
+    pub folder: &'a Path,
+    /// Of one tree in it.
+    pub bytes_max: u64,
+}
+
 /// Why a tree could not be moved.
 #[derive(Debug, thiserror::Error)]
 pub enum ContentError {
@@ -69,6 +78,14 @@ pub enum ContentError {
         /// As recorded.
         wanted: String,
     },
+    /// It was given up while it grew.
+    #[error("{what} is larger than {} MiB", .bytes_max >> 20)]
+    TooLarge {
+        /// Which repository.
+        what: String,
+        /// Of its history and its files.
+        bytes_max: u64,
+    },
     /// What takes the stream has ended.
     #[error("the tree is not taken any more")]
     Gone,
@@ -95,12 +112,12 @@ impl ContentError {
     }
 }
 
-/// Streams a tree as tar; `progress` is told what has been read so far. A clone needs the directory `scratch`.
+/// Streams a tree as tar; `progress` is told what has been read so far. A clone needs `scratch`.
 ///
 /// CANCEL SAFETY: dropped half-way, nothing is left behind here.
 pub async fn fetch(
     location: &Location,
-    scratch: &Path,
+    scratch: Scratch<'_>,
     chunks: mpsc::Sender<Bytes>,
     progress: impl FnMut(Moved) + Send,
 ) -> Result<Moved, ContentError> {

@@ -188,7 +188,8 @@ fn a_workspace_is_a_clone_of_a_repository_on_the_branch_that_is_meant() {
     let folder = storage.folder.path();
     let script = "git init -q -b main work && cd work && git config user.name T && git config user.email t@example.org && \
                   echo one > file && git add . && git commit -qm one && git checkout -qb feature && echo two > file && \
-                  ln -s file link && git add . && git commit -qm two && git checkout -q main && \
+                  ln -s file link && git add . && git commit -qm two && git checkout -qb large && \
+                  head -c 70000000 /dev/zero > zeros && git add . && git commit -qm large && git checkout -q main && \
                   git clone -q --bare . ../code.git && cd ../code.git && git update-server-info";
     let made = Command::new("sh").args(["-c", script]).current_dir(folder).output().expect("sh is there");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -205,6 +206,8 @@ fn a_workspace_is_a_clone_of_a_repository_on_the_branch_that_is_meant() {
             host.ok(&["exec", "feature", "--", "sh", "-c", "cat link; git log --format=%s; git branch --show-current"]);
         assert_eq!(text, "two\ntwo\none\nfeature\n");
         refused(&host, &storage, &["create", "--content", &format!("{url}#nothing")], "nothing not found");
+        let large = ["create", "--disk", "64M", "--content", &format!("{url}#large")];
+        refused(&host, &storage, &large, "code.git is larger than 64 MiB");
         let other = format!("{}/other.git", storage.web);
         refused(&host, &storage, &["create", "--content", &other], "shares only");
         for name in ["main", "feature"] {

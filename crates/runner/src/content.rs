@@ -25,7 +25,7 @@ use dispense_api::limits;
 use dispense_api::location::{self, Location};
 use dispense_api::source::{self, Source, SourceError};
 use dispense_backend::{Backend, BackendError};
-use dispense_content::{ContentError, Moved};
+use dispense_content::{ContentError, Moved, Scratch};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio::sync::mpsc;
 
@@ -41,6 +41,8 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 const TIMEOUT: Duration = Duration::from_secs(1800);
 /// Between two words about a long fill.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Of a clone for a sandbox that has no limit of disk: it stands on the runner's own, with its history.
+const CLONE_DEFAULT_BYTES: u64 = 16 << 30;
 /// The sandbox's working directory.
 const DESTINATION: &str = ".";
 
@@ -122,7 +124,8 @@ impl Contents {
         }
     }
 
-    /// Fills the workspace of a started box; `progress` is told how far it is, now and then.
+    /// Fills the workspace of a started box, whose limit of disk is `disk_bytes` or none (0); `progress` is told how far it
+    /// is, now and then.
     ///
     /// CANCEL SAFETY: dropped half-way, the mark says so.
     pub(crate) async fn fill(
@@ -130,13 +133,14 @@ impl Contents {
         backend: &dyn Backend,
         sandbox: &SandboxId,
         content: &Content,
+        disk_bytes: u64,
         progress: impl Fn(String) + Send + Sync,
     ) -> Result<(), BackendError> {
         self.put(sandbox, Mark::Filling)?;
         let send = async {
             match content {
                 Content::Directory(source) => self.send(backend, sandbox, source).await,
-                Content::Elsewhere(location) => self.fetch(backend, sandbox, location, progress).await,
+                Content::Elsewhere(location) => self.fetch(backend, sandbox, location, disk_bytes, progress).await,
             }
         };
         match tokio::time::timeout(TIMEOUT, send).await {
@@ -152,6 +156,7 @@ impl Contents {
         backend: &dyn Backend,
         sandbox: &SandboxId,
         location: &Location,
+        disk_bytes: u64,
         progress: impl Fn(String) + Send + Sync,
     ) -> Result<(), BackendError> {
         let text = location.to_string();
@@ -166,12 +171,19 @@ impl Contents {
             }
         };
         let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-        let scratch = self.folder.join(SCRATCH);
-        let fetch = dispense_content::fetch(location, &scratch, sender, tell);
+        let folder = self.folder.join(SCRATCH);
+        let bytes_max = if disk_bytes == 0 { CLONE_DEFAULT_BYTES } else { disk_bytes };
+        let scratch = Scratch { folder: &folder, bytes_max };
+        let fetch = dispense_content::fetch(location, scratch, sender, tell);
         let (fetched, uploaded) = tokio::join!(fetch, agent::upload(backend, sandbox, DESTINATION, chunks));
         match (fetched, uploaded) {
             // The agent stopped taking it, and says why.
             (Err(ContentError::Gone), Err(why)) | (Ok(_), Err(why)) => Err(refused(sentence(&why))),
+            (Err(error @ ContentError::TooLarge { .. }), _) => {
+                let whose =
+                    if disk_bytes == 0 { "the most where a sandbox has no limit of disk" } else { "its limit of disk" };
+                Err(refused(format!("{error}, {whose}: create it with a larger `--disk`")))
+            }
             (Err(error), _) => Err(refused(error.to_string())),
             (Ok(moved), Ok(())) => {
                 tracing::info!(%sandbox, from = %text, bytes = moved.bytes, "filled");

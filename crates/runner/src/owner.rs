@@ -199,8 +199,9 @@ impl Owner {
         self.observed = Observed::Started(generation);
         self.told = self.made_with.clone();
         if let Some(content) = order.content.as_ref().filter(|_| !self.contents.is_filled(&self.sandbox)) {
+            let disk_bytes = order.spec.as_ref().map_or(0, |spec| spec.limits.disk_bytes);
             let filled = tokio::select! {
-                filled = self.contents.fill(&*self.backend, &self.sandbox, content, |how_far| {
+                filled = self.contents.fill(&*self.backend, &self.sandbox, content, disk_bytes, |how_far| {
                     let message = Failure { message: how_far, ..Failure::default() };
                     self.report(BoxState::Starting, generation, Some(message));
                 }) => Some(filled),
