@@ -6,6 +6,7 @@ mod file;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dispense_client::Error;
 use dispense_server::{AccessConfig, Database, PreviewConfig, SshConfig, TlsConfig, WorkspaceConfig};
@@ -55,6 +56,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
     },
     same("server.ssh.passwords", "DISPENSE_SSH_PASSWORDS", "false"),
     same("server.ssh.names", "DISPENSE_SSH_NAMES", ""),
+    same("server.ssh.max_sessions", "DISPENSE_SSH_MAX_SESSIONS", "4096"),
+    same("server.ssh.idle_timeout", "DISPENSE_SSH_IDLE_TIMEOUT", "12h"),
     same("server.log_tail", "DISPENSE_LOG_TAIL", "64K"),
     same("server.database.url", "DISPENSE_DATABASE_URL", ""),
     same("server.advertised_host", "DISPENSE_ADVERTISED_HOST", ""),
@@ -88,6 +91,10 @@ pub(crate) const SETTINGS: &[Setting] = &[
     same("server.provider.url", "DISPENSE_PROVIDER_URL", "https://api.anthropic.com"),
 ];
 
+/// SSH sessions cost some 100 KiB each.
+const SSH_SESSIONS_MAX: usize = 65_536;
+/// A month: one that is still for longer is nobody's.
+const SSH_IDLE_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// Of a list of what is ignored, at most.
 const IGNORE_FILE_MAX_KIB: usize = 4096;
 
@@ -282,7 +289,15 @@ impl Settings {
             names.map(domain).collect::<Result<Vec<_>, String>>()
         })?;
         names.extend(["localhost".to_owned(), own_name()]);
-        Ok(Some(SshConfig { address, passwords, names }))
+        let sessions_max = self.parse("server.ssh.max_sessions", |text| {
+            let sessions = text.parse().ok().filter(|sessions| (1..=SSH_SESSIONS_MAX).contains(sessions));
+            sessions.ok_or_else(|| format!("use a number from 1 to {SSH_SESSIONS_MAX}"))
+        })?;
+        let idle_timeout = self.parse("server.ssh.idle_timeout", |text| match units::duration(text)? {
+            time if (Duration::from_secs(1)..=SSH_IDLE_MAX).contains(&time) => Ok(time),
+            _ => Err(format!("use a time from 1s to {}d", SSH_IDLE_MAX.as_secs() / 86_400)),
+        })?;
+        Ok(Some(SshConfig { address, passwords, names, sessions_max, idle_timeout }))
     }
 
     /// Where previews are. By default links have the server's own port, and `https` where it has TLS.
@@ -476,6 +491,27 @@ mod tests {
         {
             let error = provider(wrong).expect_err(wrong);
             assert!(error.message.contains("server.provider.url"), "{error}");
+        }
+    }
+
+    #[test]
+    fn ssh_is_bounded_as_the_operator_says() {
+        let ssh = |name: &str, text: &str| {
+            let settings = resolve("", &[(name, text)], &[]).expect("known");
+            settings.ssh().map(|ssh| ssh.map(|ssh| (ssh.sessions_max, ssh.idle_timeout.as_secs())))
+        };
+        let (sessions, idle) = ("DISPENSE_SSH_MAX_SESSIONS", "DISPENSE_SSH_IDLE_TIMEOUT");
+        assert_eq!(ssh(sessions, "1").expect("valid"), Some((1, 43_200)));
+        assert_eq!(ssh(idle, "90m").expect("valid"), Some((4096, 5400)));
+        for (name, wrong, key) in [
+            (sessions, "0", "server.ssh.max_sessions"),
+            (sessions, "many", "server.ssh.max_sessions"),
+            (sessions, "70000", "server.ssh.max_sessions"),
+            (idle, "0", "server.ssh.idle_timeout"),
+            (idle, "500ms", "server.ssh.idle_timeout"),
+            (idle, "31d", "server.ssh.idle_timeout"),
+        ] {
+            assert!(ssh(name, wrong).expect_err(wrong).message.contains(key), "{wrong}");
         }
     }
 

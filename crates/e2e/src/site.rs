@@ -18,8 +18,8 @@ pub struct Site<'a> {
 }
 
 impl<'a> Site<'a> {
-    fn start(host: &'a Host, flags: &[&str]) -> Self {
-        let up = host.up_with(flags);
+    fn start(host: &'a Host, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        let up = host.up_with_all(flags, variables);
         host.ok(&["create", "--name", "web"]);
         assert_eq!(host.ok(&["ssh", "web", "--save-config"]), "ssh dispense-web\n");
         Self { host, up }
@@ -123,7 +123,7 @@ pub fn with_site(flags: &[&str], test: impl Fn(&Site<'_>)) {
     for mode in Mode::available() {
         let host = Host::new(mode);
         {
-            let site = Site::start(&host, flags);
+            let site = Site::start(&host, flags, &[]);
             test(&site);
             site.up.stop();
         }
@@ -133,10 +133,15 @@ pub fn with_site(flags: &[&str], test: impl Fn(&Site<'_>)) {
 
 /// Runs a test once.
 pub fn with_one_site(test: impl Fn(&Site<'_>)) {
+    with_one_site_set(&[], test);
+}
+
+/// Runs a test once, with settings of the server.
+pub fn with_one_site_set(variables: &[(&str, &str)], test: impl Fn(&Site<'_>)) {
     let Some(mode) = Mode::available().into_iter().next() else { return };
     let host = Host::new(mode);
     {
-        let site = Site::start(&host, &[]);
+        let site = Site::start(&host, &[], variables);
         test(&site);
         site.up.stop();
     }

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use dispense_e2e::pair::Running;
-use dispense_e2e::site::{Site, with_one_site, with_site};
+use dispense_e2e::site::{Site, with_one_site, with_one_site_set, with_site};
 use dispense_e2e::{Host, Mode, host, wait};
 use serde_json::Value;
 
@@ -401,4 +401,39 @@ fn an_api_key_is_a_password_where_that_is_switched_on() {
         site.up.stop();
     }
     host.finish();
+}
+
+/// Starts a command, and waits until it runs.
+fn entered(site: &Site<'_>, command: &str) -> std::process::Child {
+    let mut ssh = site.program("ssh");
+    let mut open = ssh.args(["dispense-web", command]).stdout(Stdio::piped()).spawn().expect("ssh is installed");
+    let mut said = [0; 3];
+    open.stdout.as_mut().expect("piped").read_exact(&mut said).expect("it runs");
+    assert_eq!(&said, b"in\n");
+    open
+}
+
+#[test]
+fn one_session_more_than_the_limit_is_refused_and_told_so() {
+    with_one_site_set(&[("DISPENSE_SSH_MAX_SESSIONS", "1")], |site| {
+        let mut first = entered(site, "echo in; exec sleep 600");
+        let second = site.ssh(&["dispense-web", "echo second"]);
+        let told = String::from_utf8_lossy(&second.stderr).into_owned();
+        assert!(second.stdout.is_empty() && told.contains("server.ssh.max_sessions is 1"), "{second:?}");
+        first.kill().expect("ours");
+        first.wait().expect("ours");
+        let again = || site.ssh(&["dispense-web", "echo again"]);
+        wait::until("its place is free", PATIENCE, again, |again| again.stdout == b"again\n");
+    });
+}
+
+#[test]
+fn a_session_by_which_nothing_passes_is_ended_and_told_so() {
+    with_one_site_set(&[("DISPENSE_SSH_IDLE_TIMEOUT", "2s")], |site| {
+        let beats = "for i in 1 2 3 4 5 6 7 8 9 10; do echo $i; sleep 0.3; done";
+        assert_eq!(site.ok(&["dispense-web", beats]).lines().count(), 10, "one that says something goes on");
+        let silent = site.ssh(&["dispense-web", "sleep 600"]);
+        let told = String::from_utf8_lossy(&silent.stderr).into_owned();
+        assert!(silent.status.code() == Some(255) && told.contains("nothing has passed for 2 s"), "{silent:?}");
+    });
 }

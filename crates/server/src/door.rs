@@ -12,6 +12,7 @@ mod observe;
 pub(crate) mod openapi;
 pub(crate) mod origin;
 pub(crate) mod preview;
+mod pulse;
 pub(crate) mod request;
 mod rest;
 mod service;

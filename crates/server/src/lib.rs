@@ -211,11 +211,8 @@ impl Server {
 
     fn serve<L: Listener>(&self, listeners: Listeners<L>, config: &ServerConfig) {
         let Listeners { public, runners, ssh } = listeners;
-        let ssh_door = self.parts.ssh.clone().zip(config.ssh.as_ref()).map(|(ssh, config)| SshDoor {
-            parts: self.parts.clone(),
-            ssh,
-            passwords: config.passwords,
-        });
+        let ssh_door = self.parts.ssh.clone().zip(config.ssh.as_ref());
+        let ssh_door = ssh_door.map(|(ssh, config)| SshDoor::new(self.parts.clone(), ssh, config));
         if let (Some(listener), Some(door)) = (ssh, ssh_door.clone()) {
             self.tasks.spawn(door.serve(listener, self.tasks.clone(), self.shutdown.clone()));
         }

@@ -5,7 +5,7 @@
 //! those who have an API key. A public key that was registered opens as its account.
 
 use std::net::SocketAddr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dispense_api::error::{Code, Error};
 use dispense_api::id::SandboxId;
@@ -59,6 +59,10 @@ pub struct SshConfig {
     pub passwords: bool,
     /// The names that the server's certificate is for, beside `dispense`.
     pub names: Vec<String>,
+    /// Of those who have logged in at the port; one more is refused.
+    pub sessions_max: usize,
+    /// A session by which nothing passes for so long is ended.
+    pub idle_timeout: Duration,
 }
 
 /// What a user gets for one sandbox.

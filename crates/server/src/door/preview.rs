@@ -15,7 +15,7 @@ mod pool;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::time::Instant;
 
 use super::Parts;
 use super::listener::PeerAddress;
 use super::observe::Matched;
+use super::pulse::Pulse;
 use crate::auth::Principal;
 use crate::preview::{Place, refuse_agent_port};
 use crate::relay::Route;
@@ -145,33 +145,6 @@ impl PreviewDoor {
             host: headers::host(request).unwrap_or_default().to_owned(),
             peer,
             https: self.parts.previews.config.https,
-        }
-    }
-}
-
-/// When something of a request moved last.
-#[derive(Clone)]
-struct Pulse(Arc<Mutex<Instant>>);
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Instant::now())))
-    }
-}
-
-impl Pulse {
-    fn beat(&self) {
-        *self.0.lock().expect("no holder panics") = Instant::now();
-    }
-
-    /// Returns when nothing has moved for this long.
-    async fn stopped(&self, timeout: Duration) {
-        loop {
-            let until = *self.0.lock().expect("no holder panics") + timeout;
-            if until <= Instant::now() {
-                return;
-            }
-            tokio::time::sleep_until(until).await;
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod channel;
 mod forward;
+mod transport;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -15,47 +16,37 @@ use dispense_api::error::Error;
 use dispense_api::id::SandboxId;
 use dispense_api::method::Method;
 use dispense_api::v1::listen_port_request::At;
-use russh::keys::{Algorithm, Certificate, EcdsaCurve, PublicKey};
+use russh::keys::{Certificate, PublicKey};
 use russh::server::{Auth, ChannelOpenHandle, Config, Handler, Msg, Session, VerifiedPublicKey};
-use russh::{
-    Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Preferred, SshId, cipher, compression,
-    kex, mac,
-};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::Parts;
 use super::listener::{Listener, accept};
+use super::pulse::Pulse;
 use crate::auth::{Principal, Role};
 use crate::relay::Route;
-use crate::ssh::{Ssh, fingerprint};
+use crate::ssh::{Ssh, SshConfig, fingerprint};
 use crate::store::ssh_keys;
 use channel::Setup;
 
-/// Connections of the port.
-const CONNECTIONS_MAX: usize = 4096;
+/// Connections of the port that are no session: nobody has logged in yet, or they have just been refused.
+const WAITING_MAX: usize = 256;
 /// Channels of one connection: terminals, forwarded connections.
 const CHANNELS_MAX: usize = 256;
 /// Listeners in the sandbox of one connection.
 const LISTENERS_MAX: usize = 32;
 /// Until somebody has said who they are.
 const LOGIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection on which nothing happens at all is ended.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(12 * 3600);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-/// Unanswered: the peer is gone.
-const KEEPALIVE_MAX: usize = 4;
 /// A refusal takes this long, whatever it was for.
 const REJECTION_TIME: Duration = Duration::from_millis(500);
-const ATTEMPTS_MAX: usize = 6;
 /// For a sandbox that sleeps or starts.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where programs look for the keys of `ssh -A`.
 const AGENT_SOCKET: &str = "SSH_AUTH_SOCK";
-/// Between the network and a channel's reader.
-const CHANNEL_MESSAGES: usize = 64;
 
 /// What the door works with.
 #[derive(Clone)]
@@ -64,41 +55,28 @@ pub(crate) struct SshDoor {
     pub(crate) ssh: Arc<Ssh>,
     /// An API key is taken as the password.
     pub(crate) passwords: bool,
+    /// Of the port: those who have logged in.
+    pub(crate) sessions: Arc<Semaphore>,
+    pub(crate) sessions_max: usize,
+    /// A session by which nothing passes for so long is ended.
+    pub(crate) idle_timeout: Duration,
 }
 
 impl SshDoor {
-    /// A client that says nothing is asked whether it is there, but for one whose way is too short to be lost.
-    fn config(&self, keepalive_interval: Option<Duration>) -> Arc<Config> {
-        let (key, certificate) = self.ssh.authority.host();
-        let mut methods = vec![MethodKind::PublicKey];
-        methods.extend(self.passwords.then_some(MethodKind::Password));
-        Arc::new(Config {
-            server_id: SshId::Standard("SSH-2.0-dispense".into()),
-            methods: MethodSet::from(methods.as_slice()),
-            auth_rejection_time: REJECTION_TIME,
-            auth_rejection_time_initial: Some(Duration::ZERO),
-            keys: vec![key],
-            certificates: vec![certificate],
-            preferred: preferred(),
-            max_auth_attempts: ATTEMPTS_MAX,
-            inactivity_timeout: Some(IDLE_TIMEOUT),
-            keepalive_interval,
-            keepalive_max: KEEPALIVE_MAX,
-            channel_buffer_size: CHANNEL_MESSAGES,
-            nodelay: true,
-            ..Config::default()
-        })
+    pub(crate) fn new(parts: Parts, ssh: Arc<Ssh>, config: &SshConfig) -> Self {
+        let SshConfig { passwords, sessions_max, idle_timeout, .. } = *config;
+        Self { parts, ssh, passwords, sessions: Arc::new(Semaphore::new(sessions_max)), sessions_max, idle_timeout }
     }
 
     /// Serves until `shutdown`.
     pub(crate) async fn serve<L: Listener>(self, listener: L, tasks: TaskTracker, shutdown: CancellationToken) {
-        let config = self.config(Some(KEEPALIVE_INTERVAL));
+        let (config, connections_max) = (transport::outside(&self), self.sessions_max + WAITING_MAX);
         let ended = shutdown.clone();
         let each = move |stream, peer| {
             let entrance = Entrance::Gateway { sandbox: String::new() };
             self.clone().connection(stream, peer, entrance, config.clone(), shutdown.clone())
         };
-        accept(listener, CONNECTIONS_MAX, each, tasks, ended).await;
+        accept(listener, connections_max, each, tasks, ended).await;
     }
 
     /// Serves a connection that came from inside a sandbox.
@@ -107,7 +85,7 @@ impl SshDoor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (config, entrance) =
-            (self.config(None), Entrance::Inside { sandbox: sandbox.clone(), user: String::new() });
+            (transport::inside(&self), Entrance::Inside { sandbox: sandbox.clone(), user: String::new() });
         self.connection(stream, peer, entrance, config, shutdown).await;
     }
 
@@ -121,7 +99,8 @@ impl SshDoor {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (entered, keys) = (watch::Sender::new(None), self.parts.keys.clone());
+        let (entered, keys, idle_timeout) = (watch::Sender::new(None), self.parts.keys.clone(), self.idle_timeout);
+        let pulse = Pulse::default();
         let mut key = entered.subscribe();
         let connection = Connection {
             door: self,
@@ -129,6 +108,8 @@ impl SshDoor {
             caller: None,
             entrance,
             entered,
+            slot: None,
+            pulse: pulse.clone(),
             channels: Arc::new(Semaphore::new(CHANNELS_MAX)),
             setups: channel::Setups::default(),
             listeners: HashMap::new(),
@@ -140,10 +121,14 @@ impl SshDoor {
         let over = async {
             let login = tokio::time::timeout(LOGIN_TIMEOUT, key.wait_for(Option::is_some)).await;
             let Ok(Ok(key_id)) = login.map(|key| key.map(|key| key.clone().unwrap_or_default())) else {
-                return "nobody has logged in";
+                return "nobody has logged in".to_owned();
             };
-            keys.ended(&key_id).await;
-            "the API key behind this login was revoked or has expired"
+            tokio::select! {
+                () = keys.ended(&key_id) => "the API key behind this login was revoked or has expired".to_owned(),
+                () = pulse.stopped(idle_timeout) => {
+                    format!("nothing has passed for {} s (server.ssh.idle_timeout)", idle_timeout.as_secs())
+                }
+            }
         };
         let why = tokio::select! {
             ended = &mut running => {
@@ -153,33 +138,11 @@ impl SshDoor {
                 return;
             }
             why = over => why,
-            () = shutdown.cancelled() => "the server ends",
+            () = shutdown.cancelled() => "the server ends".to_owned(),
         };
         // One that is gone needs no goodbye.
-        let _ = handle.disconnect(Disconnect::ByApplication, why.to_owned(), "en".to_owned()).await;
+        let _ = handle.disconnect(Disconnect::ByApplication, why, "en".to_owned()).await;
         let _ = tokio::time::timeout(REJECTION_TIME, &mut running).await;
-    }
-}
-
-/// What a scanner finds nothing against.
-fn preferred() -> Preferred {
-    const CURVES: [EcdsaCurve; 3] = [EcdsaCurve::NistP256, EcdsaCurve::NistP384, EcdsaCurve::NistP521];
-    let mut key = vec![Algorithm::Ed25519];
-    key.extend(CURVES.map(|curve| Algorithm::Ecdsa { curve }));
-    Preferred {
-        kex: vec![
-            kex::MLKEM768X25519_SHA256,
-            kex::CURVE25519,
-            kex::CURVE25519_PRE_RFC_8731,
-            kex::EXTENSION_SUPPORT_AS_SERVER,
-            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
-        ]
-        .into(),
-        key: key.into(),
-        cipher: vec![cipher::CHACHA20_POLY1305, cipher::AES_256_GCM, cipher::AES_128_GCM, cipher::AES_256_CTR].into(),
-        mac: vec![mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM].into(),
-        compression: vec![compression::NONE].into(),
-        ..Preferred::default()
     }
 }
 
@@ -222,6 +185,10 @@ struct Connection {
     entrance: Entrance,
     /// Told the id of the key behind the login.
     entered: watch::Sender<Option<String>>,
+    /// Of a session of the gateway.
+    slot: Option<OwnedSemaphorePermit>,
+    /// Of all its channels.
+    pulse: Pulse,
     channels: Arc<Semaphore>,
     setups: channel::Setups,
     /// By the address and port that the client asked for.
@@ -294,6 +261,21 @@ impl Handler for Connection {
         Ok(self.enter(user, caller))
     }
 
+    /// Here, before any channel: a client that is one too many is told so.
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Done<()> {
+        if let Entrance::Inside { .. } = self.entrance {
+            return Ok(());
+        }
+        self.slot = self.door.sessions.clone().try_acquire_owned().ok();
+        if self.slot.is_some() {
+            return Ok(());
+        }
+        let max = self.door.sessions_max;
+        tracing::warn!(peer = %self.peer, max, "too many SSH sessions: one was refused");
+        let why = format!("too many SSH sessions (server.ssh.max_sessions is {max}): end one, or try later");
+        session.disconnect(Disconnect::TooManyConnections, &why, "en")
+    }
+
     async fn channel_open_session(
         &mut self,
         channel: Channel<Msg>,
@@ -304,6 +286,7 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         };
+        self.pulse.beat();
         self.setups.put(channel, self.entrance.user(), slot);
         reply.accept().await;
         Ok(())
@@ -327,7 +310,7 @@ impl Handler for Connection {
             return Ok(());
         };
         let route = self.route(Method::OpenPort).await;
-        let relay = self.door.parts.relay.clone();
+        let (relay, pulse) = (self.door.parts.relay.clone(), self.pulse.clone());
         tokio::spawn(async move {
             let stream = match route {
                 Ok(route) => relay.connect_port(&route, port, START_TIMEOUT).await,
@@ -336,7 +319,7 @@ impl Handler for Connection {
             match stream {
                 Ok(mut stream) => {
                     reply.accept().await;
-                    let mut channel = channel.into_stream();
+                    let mut channel = pulse.of(channel.into_stream());
                     match tokio::io::copy_bidirectional(&mut channel, &mut stream).await {
                         Ok(_) => stream.finish().await,
                         Err(error) => tracing::debug!(%error, "a forwarded connection ended"),
@@ -360,7 +343,7 @@ impl Handler for Connection {
         let Some(listener) = self.listen(At::Port(*port)).await else { return Ok(false) };
         *port = listener.at.port;
         let kind = forward::Kind::Port { address: address.to_owned(), port: *port };
-        let passing = tokio::spawn(listener.pass(kind, session.handle(), self.channels.clone()));
+        let passing = tokio::spawn(listener.pass(kind, session.handle(), self.channels.clone(), self.pulse.clone()));
         self.listeners.insert((address.to_owned(), *port), AbortOnDropHandle::new(passing));
         Ok(true)
     }
@@ -376,7 +359,12 @@ impl Handler for Connection {
                 return Ok(false);
             };
             let socket = listener.at.socket.clone();
-            let passing = tokio::spawn(listener.pass(forward::Kind::Agent, session.handle(), self.channels.clone()));
+            let passing = tokio::spawn(listener.pass(
+                forward::Kind::Agent,
+                session.handle(),
+                self.channels.clone(),
+                self.pulse.clone(),
+            ));
             self.agent = Some((socket, AbortOnDropHandle::new(passing)));
         }
         let socket = self.agent.as_ref().map(|(socket, _)| socket.as_str()).unwrap_or_default();
@@ -438,7 +426,7 @@ impl Connection {
         let Some(setup) = self.setups.take(id) else { return answer(session, id, false) };
         answer(session, id, true)?;
         let route = self.route(Method::RunProcess).await;
-        tokio::spawn(setup.run(args, self.door.parts.relay.clone(), route, session.handle()));
+        tokio::spawn(setup.run(args, self.door.parts.relay.clone(), route, session.handle(), self.pulse.clone()));
         Ok(())
     }
 }

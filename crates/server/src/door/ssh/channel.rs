@@ -11,6 +11,7 @@ use russh::server::{Handle, Msg};
 use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::door::pulse::Pulse;
 use crate::relay::process::{Event, Process, Ticket};
 use crate::relay::{Relay, Route};
 
@@ -82,7 +83,14 @@ impl Setup {
     }
 
     /// Runs a process to its end.
-    pub(super) async fn run(self, args: Vec<String>, relay: Arc<Relay>, route: Result<Route, Error>, handle: Handle) {
+    pub(super) async fn run(
+        self,
+        args: Vec<String>,
+        relay: Arc<Relay>,
+        route: Result<Route, Error>,
+        handle: Handle,
+        pulse: Pulse,
+    ) {
         let Self { channel, user, env, pty, _slot } = self;
         let start = StartProcess {
             args,
@@ -95,7 +103,7 @@ impl Setup {
         };
         let (mut reader, writer) = channel.split();
         let ended = match route {
-            Ok(route) => joined(&mut reader, &writer, start, &relay, route).await,
+            Ok(route) => joined(&mut reader, &writer, start, &relay, route, &pulse).await,
             Err(error) => Err(error),
         };
         let status = match ended {
@@ -118,11 +126,12 @@ async fn joined(
     start: StartProcess,
     relay: &Arc<Relay>,
     route: Route,
+    pulse: &Pulse,
 ) -> Result<ProcessExited, Error> {
     let mut process = Process::start(relay.clone(), route, start).await?;
     let ticket = process.ticket().clone();
-    let input = forward_input(reader, &ticket, relay);
-    let output = forward_output(&mut process, writer);
+    let input = forward_input(reader, &ticket, relay, pulse);
+    let output = forward_output(&mut process, writer, pulse);
     tokio::select! {
         // Output is what a client waits for; input that is under way then is for nobody.
         ended = output => ended,
@@ -136,9 +145,10 @@ async fn joined(
 }
 
 /// Gives the process what the client sends; returns when the client has closed the channel.
-async fn forward_input(reader: &mut ChannelReadHalf, ticket: &Ticket, relay: &Relay) {
+async fn forward_input(reader: &mut ChannelReadHalf, ticket: &Ticket, relay: &Relay, pulse: &Pulse) {
     let input = &ticket.input;
     while let Some(message) = reader.wait().await {
+        pulse.beat();
         let taken = match message {
             ChannelMsg::Data { data } => input.write(data).await,
             ChannelMsg::Eof => input.push(process_input::Kind::Eof(true)),
@@ -166,10 +176,15 @@ async fn forward_input(reader: &mut ChannelReadHalf, ticket: &Ticket, relay: &Re
 }
 
 /// Gives the client what the process writes; returns when the process has ended.
-async fn forward_output(process: &mut Process, writer: &ChannelWriteHalf<Msg>) -> Result<ProcessExited, Error> {
+async fn forward_output(
+    process: &mut Process,
+    writer: &ChannelWriteHalf<Msg>,
+    pulse: &Pulse,
+) -> Result<ProcessExited, Error> {
     loop {
         match process.next().await? {
             Event::Output(output) => {
+                pulse.beat();
                 let sent = match output.stream() {
                     OutputStream::Stderr => writer.extended_data_bytes(STDERR, output.data).await,
                     _ => writer.data_bytes(output.data).await,

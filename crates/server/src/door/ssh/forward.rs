@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::START_TIMEOUT;
+use crate::door::pulse::Pulse;
 use crate::relay::call::{Answers, Requests, broken};
 use crate::relay::{Origin, Relay, Route};
 
@@ -49,7 +50,7 @@ impl Listener {
     }
 
     /// Passes connections on until the sandbox ends.
-    pub(super) async fn pass(mut self, kind: Kind, handle: Handle, channels: Arc<Semaphore>) {
+    pub(super) async fn pass(mut self, kind: Kind, handle: Handle, channels: Arc<Semaphore>, pulse: Pulse) {
         let mut connections = JoinSet::new();
         while let Ok(Some(response)) = self.answers.next::<ListenPortResponse>().await {
             while connections.try_join_next().is_some() {}
@@ -57,8 +58,9 @@ impl Listener {
             // One that is not taken is closed by the agent.
             let Ok(slot) = channels.clone().try_acquire_owned() else { continue };
             let (relay, route, kind, handle) = (self.relay.clone(), self.route.clone(), kind.clone(), handle.clone());
+            let pulse = pulse.clone();
             connections.spawn(async move {
-                if let Err(error) = connect(number, &relay, &route, &kind, &handle).await {
+                if let Err(error) = connect(number, &relay, &route, &kind, &handle, &pulse).await {
                     tracing::debug!(%error, "a connection from the sandbox ended");
                 }
                 drop(slot);
@@ -67,10 +69,17 @@ impl Listener {
     }
 }
 
-async fn connect(number: u64, relay: &Relay, route: &Route, kind: &Kind, handle: &Handle) -> io::Result<()> {
+async fn connect(
+    number: u64,
+    relay: &Relay,
+    route: &Route,
+    kind: &Kind,
+    handle: &Handle,
+    pulse: &Pulse,
+) -> io::Result<()> {
     let channel = open_channel(kind, handle).await.map_err(io::Error::other)?;
     let mut stream = relay.take_connection(route, number).await.map_err(io::Error::other)?;
-    tokio::io::copy_bidirectional(&mut channel.into_stream(), &mut stream).await?;
+    tokio::io::copy_bidirectional(&mut pulse.of(channel.into_stream()), &mut stream).await?;
     stream.finish().await;
     Ok(())
 }
