@@ -76,7 +76,7 @@ impl Config {
             workdir: take("AGENT_WORKDIR").map_or_else(|| "/workspace".into(), PathBuf::from),
             user: take("AGENT_USER").unwrap_or_else(|| "root".to_owned()),
             workspace_port: port(&mut take, "AGENT_WORKSPACE_PORT", ports::WORKSPACE),
-            ssh_port: port(&mut take, "AGENT_SSH_PORT", ports::SSH),
+            ssh_port: port(&mut take, ports::SSH_VARIABLE, ports::SSH),
             max_sessions: number(&mut take, "AGENT_MAX_SESSIONS", MAX_SESSIONS_DEFAULT).min(MAX_SESSIONS_MAX),
             idle_timeout: take("AGENT_IDLE_TIMEOUT")
                 .and_then(|text| {
@@ -106,7 +106,11 @@ fn number<T: FromStr + Copy + Display>(
 }
 
 fn port(take: &mut impl FnMut(&str) -> Option<String>, key: &'static str, default: u16) -> Option<u16> {
-    Some(number(take, key, default)).filter(|port| *port > 0)
+    let text = take(key);
+    if let Some(text) = text.as_deref().filter(|text| text.parse::<u16>().is_err()) {
+        tracing::warn!(%text, "{key} is not a number that can be: using {default}");
+    }
+    ports::chosen(text.as_deref(), default)
 }
 
 /// What processes inherit of a sandbox's variables.

@@ -52,8 +52,14 @@ pub mod ports {
     pub const WORKSPACE: u16 = 3001;
     /// SSH, where the sandbox's creator says nothing else (`AGENT_SSH_PORT`).
     pub const SSH: u16 = 2222;
-    /// The agent's own.
-    pub const AGENT: [u16; 2] = [WORKSPACE, SSH];
+    /// The variable that chooses another one.
+    pub const SSH_VARIABLE: &str = "AGENT_SSH_PORT";
+
+    /// The port that a variable chooses, or the default where it says nothing that can be; none with 0.
+    pub fn chosen(value: Option<&str>, default: u16) -> Option<u16> {
+        let port = value.and_then(|text| text.parse().ok()).unwrap_or(default);
+        (port > 0).then_some(port)
+    }
 }
 
 /// Default of each limit of a sandbox whose caller does not say: what a small build needs.

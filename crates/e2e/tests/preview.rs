@@ -248,6 +248,40 @@ fn nobody_gets_in_without_a_link_a_key_or_a_public_preview() {
     });
 }
 
+#[test]
+fn the_agents_own_ports_are_no_previews_wherever_they_are() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up();
+    let key = format!("x-api-key: {}", up.key());
+    let port = up.address().rsplit_once(':').expect("a port").1.to_owned();
+    host.ok(&["create", "--name", "usual"]);
+    host.ok(&["create", "--name", "moved", "--env", "AGENT_SSH_PORT=2200"]);
+    host.ok(&["create", "--name", "bare", "--skip-services"]);
+    for (sandbox, number, is_agents) in [
+        ("usual", 3001, true),
+        ("usual", 2222, true),
+        ("usual", 2200, false),
+        ("moved", 3001, true),
+        ("moved", 2200, true),
+        ("moved", 2222, false),
+        ("bare", 3001, false),
+        ("bare", 2222, false),
+    ] {
+        let made = host.dispense(&["preview", sandbox, &number.to_string()]);
+        let told = String::from_utf8_lossy(&made.stderr).into_owned();
+        assert_eq!(made.status.success(), !is_agents, "{sandbox} {number}: {told}");
+        assert_eq!(told.contains("the agent's own"), is_agents, "{sandbox} {number}: {told}");
+        let url = format!("http://{number}-{sandbox}.localhost:{port}/");
+        let seen = curl(&["--include", "--header", &key, &url]);
+        let wanted = if is_agents { (403, "\"agent_port\"") } else { (503, "\"port_closed\"") };
+        assert!(seen.status == wanted.0 && seen.body.contains(wanted.1), "{sandbox} {number}: {}", seen.body);
+        assert_eq!(curl(&["--include", &url]).status, 401, "nobody learns where the agent is");
+    }
+    up.stop();
+    host.finish();
+}
+
 /// Changes to another protocol on a preview; with what came behind the answer's head.
 fn upgrade(address: &str, name: &str, protocol: &str, credential: &str) -> (TcpStream, BufReader<TcpStream>) {
     let stream = TcpStream::connect(address).expect("it accepts");

@@ -14,7 +14,6 @@ use std::sync::Arc;
 
 use dispense_api::error::{Code, Error};
 use dispense_api::id::SandboxId;
-use dispense_api::limits::ports;
 
 use crate::auth::keys::is_key_id;
 use crate::auth::secret::{ServerSecret, same};
@@ -270,19 +269,18 @@ pub(crate) fn verify(
 /// Of a URL; what has it is a link.
 pub(crate) const LINK_PARAMETER: &str = "__dispense";
 
-/// Parses the number of a port that may be shown.
+/// Parses the number of a port.
 pub(crate) fn port(number: u32) -> Result<u16, Error> {
     let port = u16::try_from(number).ok().filter(|port| *port > 0);
-    let port = port.ok_or_else(|| invalid("port", format_args!("{number} is not one of 1 to 65535")))?;
-    refuse_agent_port(port).map(|()| port)
+    port.ok_or_else(|| invalid("port", format_args!("{number} is not one of 1 to 65535")))
 }
 
-/// The agent's own ports have doors of their own, which ask for an API key.
-pub(crate) fn refuse_agent_port(port: u16) -> Result<(), Error> {
-    if !ports::AGENT.contains(&port) {
+/// The agent's own ports in a sandbox have doors of their own, which ask for an API key.
+pub(crate) fn refuse_agent_port(agent_ports: [Option<u16>; 2], port: u16) -> Result<(), Error> {
+    if !agent_ports.contains(&Some(port)) {
         return Ok(());
     }
-    let message = format!("port {port} is the agent's own: it is never a preview");
+    let message = format!("port {port} is the agent's own in this sandbox: it is never a preview");
     Err(Error::new(Code::PermissionDenied, "agent_port", message))
 }
 

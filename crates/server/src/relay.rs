@@ -38,6 +38,8 @@ pub(crate) struct Route {
     pub(crate) runner: RunnerId,
     pub(crate) group: String,
     pub(crate) owner: String,
+    /// Inside, where they are.
+    pub(crate) agent_ports: [Option<u16>; 2],
 }
 
 impl Route {
@@ -49,6 +51,7 @@ impl Route {
             runner: runner.clone(),
             group: sandbox.group.clone(),
             owner: sandbox.owner.clone(),
+            agent_ports: sandbox.spec.agent_ports(),
         }
     }
 }

@@ -74,10 +74,10 @@ impl PreviewDoor {
 
     /// With whose key it was opened: the answer ends with the key.
     async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<(Response, Option<Principal>), Error> {
-        refuse_agent_port(place.port)?;
         match access::enter(&self.parts, place, &request).await? {
             Entry::Answered(response) => Ok((response, None)),
             Entry::Open(route, holder) => {
+                refuse_agent_port(route.agent_ports, place.port)?;
                 let key_id = holder.as_ref().map_or("", |holder| &holder.key_id);
                 let response = self.forward(place, &route, key_id, request).await?;
                 Ok((response, holder))

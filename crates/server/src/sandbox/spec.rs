@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 
 use dispense_api::error::{Code, Error};
-use dispense_api::limits;
+use dispense_api::limits::{self, ports};
 use dispense_api::location::Location;
 use dispense_api::v1;
 use serde::{Deserialize, Serialize};
@@ -244,6 +244,15 @@ impl Spec {
         Err(Error::new(Code::FailedPrecondition, "services_skipped", message))
     }
 
+    /// Where the agent listens inside, for the workspace and SSH.
+    pub(crate) fn agent_ports(&self) -> [Option<u16>; 2] {
+        if self.skip_services {
+            return [None; 2];
+        }
+        let ssh = self.env.get(ports::SSH_VARIABLE).map(String::as_str);
+        [Some(ports::WORKSPACE), ports::chosen(ssh, ports::SSH)]
+    }
+
     /// As clients and runners see it.
     pub(crate) fn wire(&self) -> v1::SandboxSpec {
         v1::SandboxSpec {
@@ -366,6 +375,21 @@ mod tests {
         assert_eq!((spec.template.as_str(), spec.network), ("host", Network::None));
         assert_eq!((spec.cpu_millis, spec.pids), (limits::default::CPU_MILLIS, limits::default::PIDS));
         assert_eq!(Spec::parse(spec.wire()), Ok(spec), "what was parsed parses again");
+    }
+
+    #[test]
+    fn the_agents_ports_are_those_that_the_creator_chose() {
+        let ports = |value: Option<&str>, skip_services| {
+            let env = value.map(|value| ("AGENT_SSH_PORT".to_owned(), value.to_owned())).into_iter().collect();
+            let spec = v1::SandboxSpec { env, skip_services, ..Default::default() };
+            Spec::parse(spec).expect("valid").agent_ports()
+        };
+        assert_eq!(ports(None, false), [Some(3001), Some(2222)]);
+        assert_eq!(ports(Some("2200"), false), [Some(3001), Some(2200)]);
+        assert_eq!(ports(Some("0"), false), [Some(3001), None]);
+        // As the agent has it, which says so in its log.
+        assert_eq!(ports(Some("many"), false), [Some(3001), Some(2222)]);
+        assert_eq!(ports(Some("2200"), true), [None, None]);
     }
 
     #[test]

@@ -20,7 +20,9 @@ impl PreviewService for PreviewDoor {
         let v1::OpenPreviewRequest { sandbox, port, public, ttl_secs } = request.into_inner();
         let port = preview::port(port)?;
         let action = if public { "preview.publish" } else { "preview.link" };
-        let row = self.0.sandboxes.seen_by(&caller).used(action, &sandbox).await?;
+        let seen = self.0.sandboxes.seen_by(&caller);
+        preview::refuse_agent_port(seen.get(&sandbox).await?.spec.agent_ports(), port)?;
+        let row = seen.used(action, &sandbox).await?;
         let place = Place { sandbox: row.name, port };
         let link = self.0.previews.open(&row.id, &place, &caller.key_id, public, ttl_secs).await?;
         Ok(Response::new(v1::Preview { url: link.url, expires_at: Some(timestamp(link.expires_at)) }))
