@@ -3,6 +3,7 @@
 //! Each test makes a [`Host`]: a data directory of its own, as root or as an ordinary user. [`Host::finish`]
 //! fails the test when anything of it is left on the machine.
 
+pub mod app;
 pub mod balancer;
 pub mod clients;
 pub mod curl;

@@ -6,107 +6,13 @@ use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use dispense_e2e::app::{App, UP_TIMEOUT, curl, with_app};
 use dispense_e2e::clients::Clients;
-use dispense_e2e::{Host, Mode, Up, wait};
+use dispense_e2e::{Host, Mode, wait};
 
 /// For five gigabytes, on a loaded machine.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(200);
-/// For a program to come up in a sandbox, on a loaded machine.
-const UP_TIMEOUT: Duration = Duration::from_secs(60);
 const COOKIE: &str = "__dispense_preview";
-
-/// A server with a sandbox `web` whose program listens on port 3000, and a browser's cookie for it.
-struct App<'a> {
-    host: &'a Host,
-    up: Up<'a>,
-    cookie: String,
-}
-
-/// Head and body of an answer.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl<'a> App<'a> {
-    fn start(host: &'a Host, clients: &Clients) -> Self {
-        let up = host.up();
-        host.ok(&["create", "--name", "web"]);
-        clients.put_app(&host.work_dir());
-        host.own_tree(&host.work_dir());
-        let from = format!("{}/.", host.work_dir().display());
-        host.ok(&["cp", &from, "web:/workspace"]);
-        let mut app = Self { host, up, cookie: String::new() };
-        app.start_program();
-        app.cookie = app.redeem(host.ok(&["preview", "web", "3000"]).trim());
-        app
-    }
-
-    fn start_program(&self) {
-        self.host.ok(&["exec", "--detach", "--name", "app", "web", "--", "node", "app.mjs"]);
-        let list = || self.host.ok(&["port", "list", "web"]);
-        wait::until("the program listens", UP_TIMEOUT, list, |ports| ports.contains("3000"));
-    }
-
-    /// The host name of a place.
-    fn name(&self, label: &str) -> String {
-        let address = self.up.address();
-        format!("{label}.localhost:{}", address.rsplit_once(':').expect("a port").1)
-    }
-
-    /// Follows a link as a browser does; the cookie that it gets.
-    fn redeem(&self, link: &str) -> String {
-        let answer = curl(&["--include", link]);
-        assert_eq!(answer.status, 303, "{}", answer.head);
-        assert!(answer.head.contains("location: /\r\n"), "the clean address: {}", answer.head);
-        let line = answer.head.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
-        assert!(line.contains("HttpOnly") && line.contains("SameSite=Lax") && !line.contains("Domain"), "{line}");
-        line.split(';').next().expect("a pair").to_owned()
-    }
-
-    /// As the browser with the cookie.
-    fn get(&self, path: &str, flags: &[&str]) -> Answer {
-        let url = format!("http://{}{path}", self.name("3000-web"));
-        let cookie = format!("cookie: {}", self.cookie);
-        curl(&[&["--include", "--header", &cookie][..], flags, &[&url]].concat())
-    }
-}
-
-/// Runs curl; `--include` gives the head.
-fn curl(arguments: &[&str]) -> Answer {
-    let output = Command::new("curl")
-        .args(["--silent", "--show-error", "--max-time", "90"])
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .expect("curl is installed");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{arguments:?}: {text}{output:?}"));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    Answer {
-        status,
-        head: format!(
-            "{}\r\n",
-            head.to_ascii_lowercase().replace("httponly", "HttpOnly").replace("samesite=lax", "SameSite=Lax")
-        ),
-        body: body.to_owned(),
-    }
-}
-
-fn with_app(test: impl Fn(&App<'_>, &Clients)) {
-    let Some(clients) = Clients::available() else { return };
-    for mode in Mode::available() {
-        let host = Host::new(mode);
-        {
-            let app = App::start(&host, &clients);
-            test(&app, &clients);
-            app.up.stop();
-        }
-        host.finish();
-    }
-}
 
 #[test]
 fn what_a_program_serves_comes_through_as_it_is() {
@@ -282,22 +188,6 @@ fn the_agents_own_ports_are_no_previews_wherever_they_are() {
     host.finish();
 }
 
-/// Changes to another protocol on a preview; with what came behind the answer's head.
-fn upgrade(address: &str, name: &str, protocol: &str, credential: &str) -> (TcpStream, BufReader<TcpStream>) {
-    let stream = TcpStream::connect(address).expect("it accepts");
-    stream.set_read_timeout(Some(UP_TIMEOUT)).expect("not zero");
-    let websocket = "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n";
-    let head = format!(
-        "GET / HTTP/1.1\r\nhost: {name}\r\n{credential}\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n{websocket}\r\n"
-    );
-    (&stream).write_all(head.as_bytes()).expect("it reads");
-    let mut reader = BufReader::new(stream.try_clone().expect("ours"));
-    let lines: Vec<String> =
-        reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-    assert!(lines.first().is_some_and(|line| line.contains(" 101 ")), "{lines:?}");
-    (stream, reader)
-}
-
 #[test]
 fn the_last_bytes_of_a_caller_that_hangs_up_arrive() {
     const MIB: usize = 16;
@@ -320,79 +210,6 @@ fn the_last_bytes_of_a_caller_that_hangs_up_arrive() {
     assert_eq!(told, format!("{} bytes", MIB << 20));
     up.stop();
     host.finish();
-}
-
-#[test]
-fn what_a_key_opened_ends_with_it() {
-    with_app(|app, _| {
-        let guest = || {
-            let made = app.host.ok(&["key", "create", "--name", "guest", "--role", "admin", "--output", "json"]);
-            let made: serde_json::Value = serde_json::from_str(&made).expect("JSON");
-            made["secret"].as_str().expect("a key").to_owned()
-        };
-        let link = |key: &str, flags: &[&str]| {
-            let (url, arguments) =
-                (format!("http://{}", app.up.address()), [&["preview", "web", "3000"], flags].concat());
-            let mut command = app.host.command(arguments);
-            let output = command.env("DISPENSE_URL", url).env("DISPENSE_API_KEY", key).output().expect("it starts");
-            assert!(output.status.success(), "{output:?}");
-            String::from_utf8(output.stdout).expect("text").trim().to_owned()
-        };
-        let (address, name) = (app.up.address(), app.name("3000-web"));
-        let status = |credential: &str| curl(&["--include", "--header", credential, &format!("http://{name}/")]).status;
-        let key = guest();
-        let first = link(&key, &[]);
-        let (cookie, key) = (format!("cookie: {}", app.redeem(&first)), format!("x-api-key: {key}"));
-        let admins = format!("cookie: {}", app.cookie);
-        assert_eq!([&cookie, &key, &admins].map(|one| status(one)), [200; 3]);
-        let mut open = [&cookie, &key, &admins].map(|one| upgrade(&address, &name, "websocket", one));
-        let events = Command::new("curl")
-            .args(["--silent", "--no-buffer", "--max-time", "60", "--header", &cookie])
-            .arg(format!("http://{name}/events"))
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut events = events.expect("curl is installed");
-        let mut line = String::new();
-        let mut told = BufReader::new(events.stdout.take().expect("piped"));
-        told.read_line(&mut line).expect("text");
-        assert_eq!(line, "data: first\n");
-
-        app.host.ok(&["key", "revoke", "guest"]);
-        assert_eq!([&cookie, &key, &admins].map(|one| status(one)), [401, 401, 200]);
-        let again = curl(&["--include", &first]);
-        assert!(again.status == 401 && again.body.contains("\"link_revoked\""), "{}", again.body);
-        for (_, reader) in &mut open[..2] {
-            // Cut off is an end too.
-            let _ = reader.read_to_string(&mut String::new());
-        }
-        told.read_to_string(&mut line).expect("its end");
-        assert!(!line.contains("second") && !events.wait().expect("ours").success(), "{line}");
-        // The other key's goes on: a ping is answered.
-        let (stream, reader) = &mut open[2];
-        stream.write_all(&[0x89, 0x80, 0, 0, 0, 0]).expect("it is open");
-        let mut pong = [0; 2];
-        reader.read_exact(&mut pong).expect("an answer");
-        assert_eq!(pong, [0x8a, 0]);
-
-        // The links of one port, and no other's.
-        let (other, here) = (app.host.ok(&["preview", "web", "8000"]), app.host.ok(&["preview", "web", "3000"]));
-        let cookie_here = format!("cookie: {}", app.redeem(here.trim()));
-        app.host.ok(&["preview", "web", "3000", "--revoke"]);
-        assert_eq!([&admins, &cookie_here].map(|one| status(one)), [401; 2]);
-        let again = curl(&["--include", here.trim()]);
-        assert!(again.status == 401 && again.body.contains("was revoked"), "{}", again.body);
-        app.redeem(other.trim());
-        let newer = format!("cookie: {}", app.redeem(app.host.ok(&["preview", "web", "3000"]).trim()));
-        assert_eq!(status(&newer), 200);
-
-        // A port that everybody may see is no key's.
-        let short = guest();
-        link(&short, &["--public"]);
-        app.host.ok(&["key", "revoke", "guest"]);
-        assert_eq!(status(&cookie), 200);
-        let (stream, _) = &open[2];
-        stream.shutdown(std::net::Shutdown::Both).expect("it is open");
-    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub(crate) mod limit;
 mod scope;
 pub(crate) mod secret;
 pub(crate) mod table;
+pub(crate) mod until;
 
 pub(crate) use keys::{ApiKey, Keys, Principal};
 pub(crate) use scope::Scope;

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! A preview is private: a signed link opens it to whoever has the link, until it expires or is revoked, or the API key that made it
-//! ends, and a public one is open to everybody until then. A link is for one sandbox (its id, not its name) and one port.
+//! ends, and a public one is open to everybody until then; what was opened ends too ([`pass`]). A link is for one sandbox (its id, not its name) and one port.
 
 mod known;
+pub(crate) mod pass;
 
 use std::sync::Arc;
 
@@ -212,8 +213,7 @@ impl Previews {
 
     /// Whether everybody may see it now.
     pub(crate) async fn is_public(&self, sandbox: &SandboxId, port: u16) -> Result<bool, Error> {
-        let until = self.known.access(self.store.readers(), sandbox, port).await?.public_until;
-        Ok(until.is_some_and(|until| until > self.clock.now()))
+        Ok(self.share_left(sandbox, port).await?.is_some())
     }
 
     /// A token: what it says, and what proves it.

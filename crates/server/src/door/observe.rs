@@ -21,6 +21,7 @@ use super::Parts;
 use crate::auth::Principal;
 use crate::auth::keys::{Keys, unauthenticated};
 use crate::auth::secret::{hex, random_bytes};
+use crate::auth::until::{Ending, Until};
 use crate::metrics::{Metrics, Request};
 
 /// Names a request in the logs of everybody that it passes; a caller may bring its own.
@@ -53,8 +54,8 @@ pub(super) struct Observation {
     request: Request,
     request_id: HeaderValue,
     account: String,
-    /// Of the caller; empty where none was asked for.
-    key_id: String,
+    /// What ends the answer before its time.
+    until: Option<Until>,
     begun: Instant,
     code: Option<&'static str>,
     span: Span,
@@ -89,8 +90,8 @@ impl Observation {
         {
             headers.insert(TRACEPARENT, value);
         }
-        let (account, key_id) = (String::new(), String::new());
-        Self { metrics, keys, request, request_id, account, key_id, begun: Instant::now(), code: None, span }
+        let account = String::new();
+        Self { metrics, keys, request, request_id, account, until: None, begun: Instant::now(), code: None, span }
     }
 
     /// Follows the answer to its end.
@@ -100,7 +101,12 @@ impl Observation {
             self.request.method = method;
         }
         if let Some(caller) = response.extensions_mut().remove::<Principal>() {
-            (self.account, self.key_id) = (caller.account, caller.key_id);
+            self.account = caller.account;
+            self.until = Some(Until::key(self.keys.clone(), caller.key_id));
+        }
+        // A preview's may end with a link.
+        if let Some(until) = response.extensions_mut().remove() {
+            self.until = Some(until);
         }
         self.code = grpc_code(response.headers()).or_else(|| match response.status() {
             // Of gRPC the trailers tell.
@@ -111,7 +117,7 @@ impl Observation {
         let content_type = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let has_trailers = self.request.door == "grpc" && !content_type.starts_with(b"application/grpc-web");
         let (head, body) = response.into_parts();
-        let observed = Observed { body, observation: self, has_trailers, key_ended: None, whole: false };
+        let observed = Observed { body, observation: self, has_trailers, ending: None, whole: false };
         Response::from_parts(head, Body::new(observed))
     }
 }
@@ -150,15 +156,15 @@ struct Observed {
     observation: Observation,
     /// Whether the protocol tells the outcome behind the body.
     has_trailers: bool,
-    /// Of an answer that goes on: its caller's key opens nothing any more.
-    key_ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Of an answer that goes on.
+    ending: Option<Ending>,
     whole: bool,
 }
 
 impl Observed {
     /// The end of an answer whose caller may not have the rest.
-    fn cut(&mut self) -> Option<Result<Frame<Bytes>, axum::Error>> {
-        let error = unauthenticated("the API key was revoked or has expired: the answer ends here");
+    fn cut(&mut self, why: &str) -> Option<Result<Frame<Bytes>, axum::Error>> {
+        let error = unauthenticated(&format!("{why}: the answer ends here"));
         self.observation.code = Some(error.code.as_str());
         self.body = Body::empty();
         if !self.has_trailers {
@@ -170,16 +176,9 @@ impl Observed {
         Some(Ok(Frame::trailers(trailers)))
     }
 
-    fn poll_key_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (keys, key_id) = (&self.observation.keys, &self.observation.key_id);
-        if key_id.is_empty() || self.whole {
-            return Poll::Pending;
-        }
-        let ended = self.key_ended.get_or_insert_with(|| {
-            let (keys, key_id) = (keys.clone(), key_id.clone());
-            Box::pin(async move { keys.ended(&key_id).await })
-        });
-        ended.as_mut().poll(cx)
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<&'static str> {
+        let Some(until) = self.observation.until.as_ref().filter(|_| !self.whole) else { return Poll::Pending };
+        self.ending.get_or_insert_with(|| until.ended()).as_mut().poll(cx)
     }
 }
 
@@ -190,10 +189,10 @@ impl http_body::Body for Observed {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         // One that is answered at once has not the time to be revoked.
-        let goes_on = frame.is_pending() || self.key_ended.is_some();
-        if goes_on && self.poll_key_ended(cx).is_ready() {
+        let goes_on = frame.is_pending() || self.ending.is_some();
+        if goes_on && let Poll::Ready(why) = self.poll_ended(cx) {
             self.whole = true;
-            return Poll::Ready(self.cut());
+            return Poll::Ready(self.cut(why));
         }
         let frame = ready!(frame);
         match &frame {

@@ -32,7 +32,8 @@ use super::Parts;
 use super::listener::PeerAddress;
 use super::observe::Matched;
 use super::pulse::Pulse;
-use crate::auth::Principal;
+use crate::auth::keys::unauthenticated;
+use crate::auth::until::Until;
 use crate::preview::{Place, refuse_agent_port};
 use crate::relay::Route;
 use crate::relay::port::PortStream;
@@ -64,23 +65,28 @@ impl PreviewDoor {
     /// Answers one request.
     pub(super) async fn serve(self, place: Place, request: Request<Incoming>) -> Result<Response, Infallible> {
         let for_people = page::wanted(request.headers());
-        let (mut response, holder) = match self.answer(&place, request).await {
+        let mut response = match self.answer(&place, request).await {
             Ok(answered) => answered,
-            Err(error) => (page::refusal(&place, &error, for_people), None),
+            Err(error) => page::refusal(&place, &error, for_people),
         };
-        Matched("preview".to_owned()).note(&mut response, holder);
+        response.extensions_mut().insert(Matched("preview".to_owned()));
         Ok(response)
     }
 
-    /// With whose key it was opened: the answer ends with the key.
-    async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<(Response, Option<Principal>), Error> {
+    /// With what let the caller in: the answer ends with it.
+    async fn answer(&self, place: &Place, request: Request<Incoming>) -> Result<Response, Error> {
         match access::enter(&self.parts, place, &request).await? {
-            Entry::Answered(response) => Ok((response, None)),
-            Entry::Open(route, holder) => {
+            Entry::Answered(response) => Ok(response),
+            Entry::Open(route, pass) => {
                 refuse_agent_port(route.agent_ports, place.port)?;
-                let key_id = holder.as_ref().map_or("", |holder| &holder.key_id);
-                let response = self.forward(place, &route, key_id, request).await?;
-                Ok((response, holder))
+                let (previews, keys) = (self.parts.previews.clone(), self.parts.keys.clone());
+                let until = pass.until(previews, keys, &route.sandbox, place.port);
+                let mut response = self.forward(place, &route, &until, request).await?;
+                response.extensions_mut().insert(until);
+                if let Some(holder) = pass.holder() {
+                    response.extensions_mut().insert(holder.clone());
+                }
+                Ok(response)
             }
         }
     }
@@ -89,7 +95,7 @@ impl PreviewDoor {
         &self,
         place: &Place,
         route: &Route,
-        key_id: &str,
+        until: &Until,
         mut request: Request<Incoming>,
     ) -> Result<Response, Error> {
         let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
@@ -106,6 +112,7 @@ impl PreviewDoor {
             let answered = tokio::select! {
                 answered = answered => answered,
                 () = pulse.stopped(ANSWER_TIMEOUT) => return Err(late(place)),
+                why = until.ended() => return Err(unauthenticated(why)),
             };
             match answered {
                 Ok(response) => break (connection, response),
@@ -120,11 +127,11 @@ impl PreviewDoor {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let theirs = theirs.ok_or_else(|| cut(place, &"it switched protocols unasked"))?;
             let ours = hyper::upgrade::on(&mut response);
-            let (keys, key_id) = (self.parts.keys.clone(), key_id.to_owned());
+            let ended = until.ended();
             tokio::spawn(async move {
                 tokio::select! {
                     () = join(theirs, ours) => {}
-                    () = keys.ended(&key_id) => tracing::debug!("an upgraded connection of a preview ended with its key"),
+                    why = ended => tracing::debug!(why, "an upgraded connection of a preview was ended"),
                 }
             });
             return Ok(response.map(Body::new));

@@ -38,6 +38,7 @@ use tower::{ServiceExt, service_fn};
 use super::preview::headers::host;
 use super::rest::Refusal;
 use super::{Parts, observe::Matched, origin::Origins};
+use crate::auth::until::KEY_ENDED;
 use crate::auth::{Principal, Role};
 use crate::config::WorkspaceConfig;
 use crate::preview::label;
@@ -294,8 +295,7 @@ async fn leave_with_key(socket: SocketRef, client: Arc<Client>) {
         () = client.parts.keys.ended(&client.caller.key_id) => {}
         () = client.gone.cancelled() => return,
     }
-    let message = "the API key was revoked or has expired";
-    emit(&socket, "error", &json!({"code": Code::Unauthenticated.as_str(), "message": message}));
+    emit(&socket, "error", &json!({"code": Code::Unauthenticated.as_str(), "message": KEY_ENDED}));
     if let Err(error) = socket.disconnect() {
         tracing::debug!(%error, "a client was gone before it was sent away");
     }

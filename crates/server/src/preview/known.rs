@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::RwLock;
 
 use dispense_api::id::SandboxId;
+use tokio::sync::watch;
 
 use crate::store::previews::{Access, access};
 use crate::store::{Readers, StoreError};
@@ -12,7 +13,11 @@ use crate::store::{Readers, StoreError};
 const PORTS_MAX: usize = 16_384;
 
 #[derive(Default)]
-pub(crate) struct Known(RwLock<Ports>);
+pub(crate) struct Known {
+    ports: RwLock<Ports>,
+    /// Told of each change, for those who wait for one.
+    changed: watch::Sender<()>,
+}
 
 #[derive(Default)]
 struct Ports {
@@ -25,14 +30,14 @@ impl Known {
     pub(crate) async fn access(&self, readers: &Readers, sandbox: &SandboxId, port: u16) -> Result<Access, StoreError> {
         let place = (sandbox.clone(), port);
         let changes = {
-            let ports = self.0.read().expect("no holder panics");
+            let ports = self.ports.read().expect("no holder panics");
             if let Some(access) = ports.access.get(&place) {
                 return Ok(*access);
             }
             ports.changes
         };
         let read = access(readers, sandbox, port).await?;
-        let mut ports = self.0.write().expect("no holder panics");
+        let mut ports = self.ports.write().expect("no holder panics");
         if ports.changes == changes {
             if ports.access.len() >= PORTS_MAX {
                 ports.access.clear();
@@ -44,8 +49,15 @@ impl Known {
 
     /// Something was written about a port, or may have been.
     pub(crate) fn forget(&self, sandbox: &SandboxId, port: u16) {
-        let mut ports = self.0.write().expect("no holder panics");
+        let mut ports = self.ports.write().expect("no holder panics");
         ports.changes += 1;
         ports.access.remove(&(sandbox.clone(), port));
+        drop(ports);
+        self.changed.send_replace(());
+    }
+
+    /// Told of each change from now on.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 }

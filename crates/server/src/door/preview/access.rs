@@ -1,5 +1,5 @@
 //! Who may see a preview: whoever has a link, a browser that once had it, an API key of somebody who may use the
-//! sandbox, or everybody. What a link opens ends with the API key that made it.
+//! sandbox, or everybody. What they open ends with what let them in.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use super::{has_platform_key, headers};
 use crate::auth::table::Need;
 use crate::auth::{Principal, Role};
 use crate::door::Parts;
+use crate::preview::pass::Pass;
 use crate::preview::{Flaw, Grant, Kind, LINK_PARAMETER, Place};
 use crate::relay::Route;
 
@@ -26,8 +27,8 @@ const WAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What becomes of a request.
 pub(super) enum Entry {
-    /// It goes on to the sandbox, as long as this key opens anything; everybody's has none.
-    Open(Route, Option<Principal>),
+    /// It goes on to the sandbox, as long as this opens anything.
+    Open(Route, Pass),
     Answered(Response),
 }
 
@@ -37,24 +38,30 @@ pub(super) async fn enter(parts: &Parts, place: &Place, request: &Request<Incomi
         let caller = parts.gate.admit(request.headers(), Some(Need::Role(Role::Member)))?;
         let caller = caller.ok_or_else(|| private(place))?;
         let route = parts.sandboxes.seen_by(&caller).route(&place.sandbox, Method::OpenPort, WAKE_TIMEOUT).await?;
-        return Ok(Entry::Open(route, Some(caller)));
+        return Ok(Entry::Open(route, Pass::Key(caller)));
     }
     let Some(sandbox) = parts.sandboxes.id_of(&place.sandbox).await? else { return Err(private(place)) };
     if let Some((token, clean)) = link(request) {
         return redeem(parts, place, &sandbox, &token, &clean).await.map(Entry::Answered);
     }
-    let mut holder = None;
+    let mut pass = None;
     for token in cookies(request.headers(), COOKIE_NAME) {
         if let Ok(grant) = parts.previews.verify(Kind::Cookie, &sandbox, place.port, &token) {
-            holder = holder.or(holder_of(parts, &sandbox, place.port, &grant).await?);
+            // The one that opens for longest: a browser may have the cookies of several links.
+            let holder = holder_of(parts, &sandbox, place.port, &grant).await?;
+            pass =
+                [pass, holder.map(|holder| (grant, holder))].into_iter().flatten().max_by_key(|(grant, _)| grant.until);
         }
     }
-    if holder.is_some() {
-        check_origin(parts, &sandbox, request).await?;
-    } else if !parts.previews.is_public(&sandbox, place.port).await? {
-        return Err(private(place));
-    }
-    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), true, WAKE_TIMEOUT).await?, holder))
+    let pass = match pass {
+        Some((grant, holder)) => {
+            check_origin(parts, &sandbox, request).await?;
+            Pass::Link(grant, holder)
+        }
+        None if parts.previews.is_public(&sandbox, place.port).await? => Pass::Public,
+        None => return Err(private(place)),
+    };
+    Ok(Entry::Open(parts.sandboxes.route(sandbox.as_str(), true, WAKE_TIMEOUT).await?, pass))
 }
 
 /// Whose key made a token's link, as long as neither was revoked.

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use super::super::Parts;
 use super::super::websocket::{self, Socket};
 use super::{Answer, bad_query, json};
+use crate::auth::until::KEY_ENDED;
 use crate::auth::{Keys, Principal};
 use crate::events::{Follower, From};
 use crate::sandbox::spec::invalid;
@@ -98,7 +99,7 @@ async fn feed(mut socket: Socket, mut follower: Follower, keys: Arc<Keys>, key_i
                 Ok(None) => close(CloseCode::Normal, "this is all"),
                 Err(error) => close(CloseCode::Error, error.code.as_str()),
             },
-            () = &mut ended => close(CloseCode::Policy, "the API key was revoked or has expired"),
+            () = &mut ended => close(CloseCode::Policy, KEY_ENDED),
             _ = ping.tick() => Message::Ping(Bytes::new()),
             came = socket.next() => match came {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
