@@ -25,7 +25,7 @@ function follow(query, options, until) {
       events.push(JSON.parse(text));
       if (until(events)) end(resolve, { events, protocol: socket.protocol });
     });
-    socket.on("close", (code) => end(resolve, { events, code }));
+    socket.on("close", (code, reason) => end(resolve, { events, code, reason: reason.toString() }));
     socket.on("unexpected-response", (_request, response) => end(resolve, { events, status: response.statusCode }));
     socket.on("error", (error) => end(reject, error));
   });
@@ -53,3 +53,10 @@ for (const [what, options, status] of [
 }
 // The server's own pages may.
 assert.equal((await follow("?after=0&noFollow=true", { protocols: protocols(key), origin: `http://${address}` }, () => false)).code, 1000);
+
+// One whose key is revoked is sent away, with the reason.
+const made = await fetch(`http://${address}/api/v1/keys`, { method: "POST", headers: json, body: '{"name":"guest","role":"viewer"}' });
+const guest = await made.json();
+const revoke = () => fetch(`http://${address}/api/v1/keys/guest`, { method: "DELETE", headers: json });
+const ended = await follow("", { protocols: protocols(guest.secret), opened: revoke }, () => false);
+assert.deepEqual([ended.code, ended.reason], [1008, "the API key was revoked or has expired"]);
