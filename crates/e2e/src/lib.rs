@@ -7,6 +7,7 @@ pub mod app;
 pub mod balancer;
 pub mod clients;
 pub mod curl;
+pub mod forward;
 pub mod host;
 pub mod net;
 pub mod pair;

@@ -1,37 +1,11 @@
 //! The services of the agent inside a sandbox, by the clients that others wrote: they come to the sandbox's own ports.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use dispense_e2e::clients::Clients;
+use dispense_e2e::forward::Forward;
 use dispense_e2e::site::with_site;
 use dispense_e2e::{Host, Mode, Up};
-
-/// A port of the sandbox, as a port of this machine.
-struct Forward {
-    child: Child,
-    port: String,
-}
-
-impl Forward {
-    fn to(host: &Host, sandbox: &str, port: u16) -> Self {
-        let remote = format!("0:{port}");
-        let mut child =
-            host.command(["port", "forward", sandbox, &remote]).stdout(Stdio::piped()).spawn().expect("a binary");
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it says where");
-        let address = line.split(' ').next().expect("an address");
-        let port = address.rsplit(':').next().expect("a port").to_owned();
-        Self { child, port }
-    }
-}
-
-impl Drop for Forward {
-    fn drop(&mut self) {
-        dispense_e2e::host::terminate(self.child.id());
-        let _ = self.child.wait();
-    }
-}
 
 fn with_host(test: impl Fn(&Host, &Up<'_>)) {
     for mode in Mode::available() {
@@ -74,16 +48,16 @@ fn ssh_is_served_inside_the_sandbox() {
         {
             let inside = Forward::to(host, "web", 2222);
             // There the user is a user of the sandbox.
-            assert_eq!(stdout(&ssh(&options, &inside.port, "root", "id -un; hostname")), "root\nweb\n");
-            assert_eq!(stdout(&ssh(&options, &inside.port, "nobody", "id -un")), "nobody\n");
-            let unknown = ssh(&options, &inside.port, "nobody-here", "true");
+            assert_eq!(stdout(&ssh(&options, inside.port(), "root", "id -un; hostname")), "root\nweb\n");
+            assert_eq!(stdout(&ssh(&options, inside.port(), "nobody", "id -un")), "nobody\n");
+            let unknown = ssh(&options, inside.port(), "nobody-here", "true");
             assert!(String::from_utf8_lossy(&unknown.stderr).contains("nobody-here"), "{unknown:?}");
-            assert_eq!(ssh(&options, &inside.port, "root", "exit 7").status.code(), Some(7));
+            assert_eq!(ssh(&options, inside.port(), "root", "exit 7").status.code(), Some(7));
         }
         // A certificate of one sandbox is none of another.
         host.ok(&["create", "--name", "other", "--env", "AGENT_SSH_PORT=22"]);
         let inside = Forward::to(host, "other", 22);
-        let refused = ssh(&options, &inside.port, "root", "true");
+        let refused = ssh(&options, inside.port(), "root", "true");
         assert!(String::from_utf8_lossy(&refused.stderr).contains("Permission denied"), "{refused:?}");
     });
 }
@@ -95,7 +69,7 @@ fn the_workspace_is_served_inside_the_sandbox() {
         host.ok(&["create", "--name", "web"]);
         let script = host.script();
         let inside = Forward::to(host, "web", 3001);
-        let variables = [("DISPENSE", script.as_str()), ("WORKSPACE_PORT", &inside.port)];
+        let variables = [("DISPENSE", script.as_str()), ("WORKSPACE_PORT", inside.port())];
         clients.run_with("workspace.mjs", &up.address(), &up.key(), &variables);
         let get = "printf 'GET /elsewhere HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n' >&3";
         let script = GREETING.replace("PORT", "3001").replace(" && ", &format!(" && {get} && "));

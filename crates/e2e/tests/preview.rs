@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dispense_e2e::app::{App, UP_TIMEOUT, curl, with_app};
 use dispense_e2e::clients::Clients;
+use dispense_e2e::forward::Forward;
 use dispense_e2e::{Host, Mode, wait};
 
 /// For five gigabytes, on a loaded machine.
@@ -295,19 +296,10 @@ fn requests_that_could_be_read_in_two_ways_are_refused() {
 #[test]
 fn a_forwarded_port_carries_connections_with_their_half_closes() {
     with_app(|app, _| {
-        let mut forward = app
-            .host
-            .command(["port", "forward", "web", "0:3000"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary starts");
-        let mut line = String::new();
-        BufReader::new(forward.stdout.as_mut().expect("piped")).read_line(&mut line).expect("it says where");
-        let address = line.split(' ').next().expect("an address").to_owned();
-        let answer = exchange(&address, "GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let forward = Forward::to(app.host, "web", 3000);
+        let answer = exchange(forward.address(), "GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"url\":\"/x\""), "{answer}");
-        dispense_e2e::host::terminate(forward.id());
-        assert!(forward.wait().expect("ours").success());
+        forward.stop();
         let refused = app.host.dispense(&["port", "forward", "nothing", "0:3000"]);
         assert_eq!(refused.status.code(), Some(1));
     });
