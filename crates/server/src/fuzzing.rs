@@ -10,7 +10,7 @@ use prost::Message;
 use crate::auth::keys::credential;
 use crate::auth::secret::ServerSecret;
 use crate::door::preview::headers::host;
-use crate::door::request::parse_page_token;
+use crate::door::request::Page;
 use crate::fleet::hello;
 use crate::preview::{self, Kind, PreviewConfig};
 use crate::sandbox::create::NewSandbox;
@@ -39,7 +39,7 @@ pub fn headers(text: &str) {
     if let Some(place) = PreviewConfig::default().place(text) {
         assert_ne!(place.port, 0);
     }
-    if let Ok(Some((at, id))) = parse_page_token(text) {
+    if let Ok(Page { before: Some((at, id)), .. }) = Page::parse(0, text) {
         assert!(at.to_string().len() + id.len() < text.len() + 2);
     }
     if let Ok(key) = parse_public_key(text) {

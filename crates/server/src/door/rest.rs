@@ -29,7 +29,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::observe::Matched;
-use super::request::{page_size, page_token, parse_page_token, wait_bound};
+use super::request::{Page, wait_bound};
 use super::{Parts, admit, http_head, method_unknown, openapi, websocket};
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
@@ -184,19 +184,18 @@ async fn list_sandboxes(
     let state = |word: String| {
         SandboxState::parse(&word).ok_or_else(|| invalid("state", format_args!("`{}` is no state", spec::clip(&word))))
     };
-    let limit = page_size(query.page_size)?;
+    let page = Page::parse(query.page_size, &query.page_token)?;
     let labels = words(&query.labels).into_iter().map(label).collect::<Result<BTreeMap<_, _>, Error>>()?;
     let filter = Filter {
         group: (!query.group.is_empty()).then_some(query.group),
         labels: spec::labels(labels)?,
         states: words(&query.state).into_iter().map(state).collect::<Result<_, Error>>()?,
-        limit,
-        before: parse_page_token(&query.page_token)?,
+        limit: page.limit,
+        before: page.before.clone(),
         ..Filter::default()
     };
     let rows = parts.sandboxes.seen_by(&caller).list(filter).await?;
-    let next = rows.last().filter(|_| rows.len() == limit);
-    let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+    let next_page_token = page.next_token(&rows, |row| (row.created_at, row.id.as_str()));
     let sandboxes = rows.iter().map(|row| SandboxJson::new(&parts.sandboxes, row)).collect();
     Ok(Json(SandboxesJson { sandboxes, next_page_token }))
 }
@@ -314,11 +313,9 @@ async fn list_jobs(
                 .ok_or_else(|| invalid("status", format_args!("`{}` is no status of a job", spec::clip(text))))?,
         ),
     };
-    let limit = page_size(query.page_size)?;
-    let before = parse_page_token(&query.page_token)?;
-    let rows = parts.sandboxes.seen_by(&caller).jobs(&query.sandbox, status, before, limit).await?;
-    let next = rows.last().filter(|_| rows.len() == limit);
-    let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+    let page = Page::parse(query.page_size, &query.page_token)?;
+    let rows = parts.sandboxes.seen_by(&caller).jobs(&query.sandbox, status, page.before.clone(), page.limit).await?;
+    let next_page_token = page.next_token(&rows, |row| (row.created_at, row.id.as_str()));
     Ok(Json(JobsJson { jobs: rows.iter().map(JobJson::from).collect(), next_page_token }))
 }
 

@@ -6,7 +6,7 @@ use dispense_api::v1;
 use dispense_api::v1::job_service_server::JobService;
 use tonic::{Request, Response, Status};
 
-use crate::door::request::{caller, page_size, page_token, parse_page_token};
+use crate::door::request::{Page, caller};
 use crate::job::{Job, JobStatus, JobType};
 use crate::sandbox::service::Sandboxes;
 use crate::sandbox::spec::invalid;
@@ -27,11 +27,9 @@ impl JobService for JobDoor {
             Ok(v1::JobStatus::Failed) => Some(JobStatus::Failed),
             Err(_) => return Err(invalid("status", "it is no status of a job").into()),
         };
-        let limit = page_size(request.page_size)?;
-        let before = parse_page_token(&request.page_token)?;
-        let rows = self.0.seen_by(&caller).jobs(&request.sandbox, status, before, limit).await?;
-        let next = rows.last().filter(|_| rows.len() == limit);
-        let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+        let page = Page::parse(request.page_size, &request.page_token)?;
+        let rows = self.0.seen_by(&caller).jobs(&request.sandbox, status, page.before.clone(), page.limit).await?;
+        let next_page_token = page.next_token(&rows, |row| (row.created_at, row.id.as_str()));
         let jobs = rows.into_iter().map(wire).collect();
         Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
     }

@@ -8,7 +8,7 @@ use dispense_api::v1::sandbox_service_server::SandboxService;
 use tonic::{Request, Response, Status};
 
 use crate::auth::Principal;
-use crate::door::request::{caller, page_size, page_token, parse_page_token, wait_bound, wait_timeout};
+use crate::door::request::{Page, caller, wait_bound, wait_timeout};
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::environment::Change;
@@ -61,20 +61,19 @@ impl SandboxService for SandboxDoor {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let visible = self.0.seen_by(&caller);
-        let limit = page_size(request.page_size)?;
+        let page = Page::parse(request.page_size, &request.page_token)?;
         let state =
             |value: &i32| parse_state(*value).ok_or_else(|| invalid("states", format_args!("{value} is no state")));
         let filter = Filter {
             group: (!request.group.is_empty()).then_some(request.group),
             labels: spec::labels(request.labels.into_iter().collect())?,
             states: request.states.iter().map(state).collect::<Result<_, _>>()?,
-            limit,
-            before: parse_page_token(&request.page_token)?,
+            limit: page.limit,
+            before: page.before.clone(),
             ..Filter::default()
         };
         let rows = visible.list(filter).await?;
-        let next = rows.last().filter(|_| rows.len() == limit);
-        let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+        let next_page_token = page.next_token(&rows, |row| (row.created_at, row.id.as_str()));
         let sandboxes = rows.iter().map(|row| self.0.view(row)).collect();
         Ok(Response::new(v1::ListSandboxesResponse { sandboxes, next_page_token }))
     }

@@ -10,7 +10,7 @@ use super::config;
 use super::info::info;
 use crate::auth::{Principal, Role};
 use crate::door::Parts;
-use crate::door::request::{page_size, page_token, parse_page_token, wait_timeout};
+use crate::door::request::{Page, wait_timeout};
 use crate::provider::Verdict;
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
@@ -69,7 +69,7 @@ impl Calls {
         caller: &Principal,
         request: ListSandboxesRequest,
     ) -> Result<ListSandboxesResponse, Error> {
-        let limit = page_size(unsigned("page_size", request.page_size)?)?;
+        let page = Page::parse(unsigned("page_size", request.page_size)?, &request.page_token)?;
         let state = |text: &String| {
             State::parse(text).ok_or_else(|| invalid("states", format_args!("`{}` is no state", clip(text))))
         };
@@ -78,13 +78,12 @@ impl Calls {
             group: (!request.group.is_empty()).then_some(request.group),
             states: request.states.iter().map(state).collect::<Result<_, _>>()?,
             runners: one_kind.then(|| (request.show_local, self.parts.sandboxes.fleet.local_runners())),
-            limit,
-            before: parse_page_token(&request.page_token)?,
+            limit: page.limit,
+            before: page.before.clone(),
             ..Filter::default()
         };
         let rows = self.parts.sandboxes.seen_by(caller).list(filter).await?;
-        let next = rows.last().filter(|_| rows.len() == limit);
-        let next_page_token = next.map(|row| page_token(row.created_at, row.id.as_str())).unwrap_or_default();
+        let next_page_token = page.next_token(&rows, |row| (row.created_at, row.id.as_str()));
         let sandboxes = rows.iter().map(|row| self.info(row, request.verbose)).collect();
         Ok(ListSandboxesResponse { sandboxes, error: None, next_page_token })
     }
