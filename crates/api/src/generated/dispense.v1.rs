@@ -8259,7 +8259,7 @@ pub struct ClosePreviewRequest {
     pub sandbox: ::prost::alloc::string::String,
     #[prost(uint32, tag = "2")]
     pub port: u32,
-    /// Also end every link to the port that was made so far. What is open then goes on.
+    /// Also end every link to the port that was made so far. What was opened ends with what opened it.
     #[prost(bool, tag = "3")]
     pub links: bool,
 }
