@@ -16,8 +16,10 @@ use crate::command::{Step, cargo, found};
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,dbus-user-session,libpam-systemd,linux-image-cloud-amd64,uidmap,\
                         iproute2,nftables,python3,busybox-static,e2fsprogs,udev,procps,kmod,util-linux";
 /// The test programs that run there, and of each the tests; none named means all.
-const TESTS: [(&str, &[&str]); 5] = [
+const TESTS: [(&str, &[&str]); 7] = [
     ("conformance", &[]),
+    ("nat_proxy", &[]),
+    ("run", &["everybody_inside_owns_where_they_work"]),
     ("refusals", &["required_limits_are_enforced_or_refused"]),
     ("nat", &[]),
     (
@@ -30,6 +32,8 @@ const TESTS: [(&str, &[&str]); 5] = [
     ),
     ("crash", &["a_killed_server_leaves_nothing_of_leased_sandboxes_after_the_next_start"]),
 ];
+/// Without the instruction whose flags QEMU 7.2 gets wrong when it emulates two processors: newer kernels die of it.
+const CPU: &str = "Nehalem,-cx16";
 /// All of it, on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(1200);
 const LAST_LINE: &str = "vm: ended with ";
@@ -54,7 +58,10 @@ export -f one
 uname -sr; systemctl --version | head -n 1; stat --file-system --format 'cgroups: %T' /sys/fs/cgroup
 loginctl enable-linger dispense-test
 xargs --arg-file=/mnt/tests --max-args=2 --max-procs=2 bash -c 'one "$@"' one
-echo "vm: ended with $?"
+code=$?
+# Once more with everything on a tmpfs, which older kernels do not map ids of.
+TMPDIR=/dev/shm xargs --arg-file=/mnt/tests --max-args=2 --max-procs=2 bash -c 'case $1 in conformance | run) one "$@" ;; esac' one
+echo "vm: ended with $((code + $?))"
 "#;
 
 /// Makes the machine unless it is there, and runs the tests in it; `words` name programs of [`TESTS`], or a program and
@@ -184,21 +191,9 @@ fn boot(folder: &Path, machine: &Path, tests: &Path) -> Result<()> {
     let drive = |path: &Path| format!("file={},if=virtio,format=raw,snapshot=on", path.display());
     let console = format!("file:{}", folder.join("console.log").display());
     let mut command = Command::new("qemu-system-x86_64");
-    command.args([
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max",
-        "-smp",
-        "2",
-        "-m",
-        "4096",
-        "-no-reboot",
-        "-nic",
-        "none",
-    ]);
+    command.args(["-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", "4096", "-no-reboot", "-nic", "none"]);
     command.args(["-drive", &drive(machine), "-drive", &drive(tests), "-display", "none", "-serial", &console]);
-    command.args(["-serial", "stdio", "-append", "root=/dev/vda rw console=ttyS0 quiet", "-kernel"]);
+    command.args(["-serial", "stdio", "-append", "root=/dev/vda rw console=ttyS0 quiet panic=-1", "-kernel"]);
     command.arg(folder.join("vmlinuz")).arg("-initrd").arg(folder.join("initrd.img"));
     let begun = Instant::now();
     let mut machine = Machine(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?);

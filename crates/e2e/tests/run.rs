@@ -274,3 +274,15 @@ fn a_server_starts_right_behind_a_command() {
         }
     });
 }
+
+/// Also where the machine cannot map the ids of the template's files, as in the virtual machine's tmpfs.
+#[test]
+fn everybody_inside_owns_where_they_work() {
+    each_mode(|host| {
+        let root = "for folder in / /etc /home /root /tmp /workspace; do touch $folder/.made && rm $folder/.made || exit 1; done";
+        host.ok(&["run", "--", "sh", "-c", root]);
+        let user = "touch .made && stat --format %U . .made && id -un";
+        let made = host.ok(&["run", "--user", "user", "--workdir", "/home/user", "--", "sh", "-c", user]);
+        assert_eq!(made, "user\nuser\nuser\n");
+    });
+}

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use dispense_spawner::Spawn;
 use rustix::fs::Mode;
@@ -91,7 +91,7 @@ fn become_agent(
     step("bring loopback up", sys::loopback_up())?;
     mounts::put_together(spawn, join.as_ref())?;
     for (path, content) in &spawn.files {
-        step("write the box's own files", write_missing(path, content))?;
+        step("write the box's own files", write_missing(spawn, path, content))?;
     }
     if let Some(namespace) = join {
         let kind = Some(LinkNameSpaceType::User);
@@ -101,7 +101,6 @@ fn become_agent(
         )?;
         step("take the ids of the box", users::become_root(true))?;
     }
-    step("own the home directories", own_homes(spawn))?;
     let args = [c"dispense-agent".to_owned()];
     let env = spawn.env.iter().map(|entry| CString::new(entry.as_str())).collect::<Result<Vec<_>, _>>();
     let env = step("pass the environment", env.map_err(|_| io::ErrorKind::InvalidInput))?;
@@ -130,7 +129,7 @@ fn reduce_capabilities() -> io::Result<()> {
     Ok(())
 }
 
-fn write_missing(path: &PathBuf, content: &str) -> io::Result<()> {
+fn write_missing(spawn: &Spawn, path: &PathBuf, content: &str) -> io::Result<()> {
     // An empty file has nothing to say; a link of the template may lead anywhere and stays.
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file() || there.len() > 0) {
         return Ok(());
@@ -138,19 +137,7 @@ fn write_missing(path: &PathBuf, content: &str) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
-    fs::write(path, content)
-}
-
-/// The user `user` owns its home. On an id-mapped template it does already; without a range nobody else can.
-fn own_homes(spawn: &Spawn) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
-    const USER: u32 = 1000;
-    let home = Path::new("/home/user");
-    if spawn.users == dispense_spawner::Users::Single || !home.is_dir() {
-        return Ok(());
-    }
-    if fs::metadata(home)?.uid() != USER {
-        std::os::unix::fs::chown(home, Some(USER), Some(USER))?;
-    }
-    Ok(())
+    let is_new = fs::symlink_metadata(path).is_err();
+    fs::write(path, content)?;
+    if is_new { mounts::give(spawn, path) } else { Ok(()) }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use dispense_spawner::{Cgroup, DiskKind, Spawn, Users};
@@ -59,9 +60,7 @@ pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
     }
     for layer in &spawn.layers {
         step("make the layers", fs::create_dir_all(&layer.upper).and_then(|()| fs::create_dir_all(&layer.work)))?;
-        give_layer(spawn, &layer.upper)
-            .and_then(|()| give_layer(spawn, &layer.work))
-            .map_err(|error| ("own the layers", error))?;
+        give(spawn, &layer.upper).and_then(|()| give(spawn, &layer.work)).map_err(|error| ("own the layers", error))?;
         let lower = match (&layer.mapped, ids) {
             (Some(mapped), Some(ids)) => {
                 step("map the ids of the template", map_ids(&layer.lower, mapped, ids))?;
@@ -81,7 +80,8 @@ pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
         step("mount the layers", mount_with("overlay", &target, "overlay", MountFlags::NODEV, &options))?;
     }
     let root = &spawn.root;
-    step("make the mount points", make_points(root))?;
+    step("make the mount points", make_points(spawn))?;
+    step("own the mount points", own_points(spawn))?;
     step("mount /proc", mount_with("proc", &root.join("proc"), "proc", PLAIN, ""))?;
     // Only root's own network namespace matters inside; the first ports are as free as the others.
     let _ = fs::write(root.join("proc/sys/net/ipv4/ip_unprivileged_port_start"), "0");
@@ -98,8 +98,8 @@ pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
     pivot(root)
 }
 
-/// The outside ids that own the upper layers; an ordinary user's are its own.
-fn give_layer(spawn: &Spawn, path: &Path) -> io::Result<()> {
+/// To the box's root, by its id outside; an ordinary user's box owns what it makes.
+pub(crate) fn give(spawn: &Spawn, path: &Path) -> io::Result<()> {
     match spawn.users {
         Users::Range { first, .. } => std::os::unix::fs::chown(path, Some(first), Some(first)),
         Users::Subordinate { .. } | Users::Single => Ok(()),
@@ -123,14 +123,41 @@ fn mount_with(source: &str, target: &Path, kind: &str, flags: MountFlags, option
     mount(source, target, kind, flags, Some(options.as_c_str()))
 }
 
-fn make_points(root: &Path) -> io::Result<()> {
+fn make_points(spawn: &Spawn) -> io::Result<()> {
+    let root = &spawn.root;
     for name in ["proc", "sys", "dev", "tmp", "run", "workspace", "etc"] {
         let path = root.join(name);
         if fs::symlink_metadata(&path).is_err() {
             fs::create_dir(&path)?;
+            give(spawn, &path)?;
         }
     }
     rustix::fs::chmod(root.join("tmp"), Mode::from_raw_mode(0o1777))?;
+    Ok(())
+}
+
+/// Directories that a box's root makes entries in.
+const OWNED: [&str; 10] = ["", "etc", "home", "opt", "root", "run", "srv", "tmp", "var", "workspace"];
+
+/// Gives the box what it works in. On a file system without id-mapped mounts the template's files have owners that
+/// have no id inside; all of them would have to be copied, the directories alone cost nothing. From out here, since
+/// the box's root may not change what has no owner for it.
+fn own_points(spawn: &Spawn) -> io::Result<()> {
+    const USER: u32 = 1000;
+    let base = match spawn.users {
+        Users::Range { first, .. } => first,
+        Users::Subordinate { .. } => 0,
+        Users::Single => return Ok(()),
+    };
+    let is_mapped = base == 0 || spawn.layers.first().is_some_and(|layer| layer.mapped.is_some());
+    let points = OWNED.iter().filter(|_| !is_mapped).map(|name| (*name, base));
+    for (name, owner) in points.chain([("home/user", base + USER)]) {
+        let path = spawn.root.join(name);
+        let is_foreign = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir() && meta.uid() != owner);
+        if is_foreign {
+            std::os::unix::fs::lchown(&path, Some(owner), Some(owner))?;
+        }
+    }
     Ok(())
 }
 

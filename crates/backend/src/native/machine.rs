@@ -104,17 +104,22 @@ pub(super) fn unusable() -> Option<String> {
     None
 }
 
-/// Whether the files of `path` can be shown with other ids: the file systems of which that is known.
+/// File systems that can be mounted with other ids, and the kernel from which on; overlay accepts such layers since 5.19.
+const ID_MAPPED: [(u64, (u32, u32)); 5] = [
+    (0xef53, (5, 19)),      // ext4
+    (0x5846_5342, (5, 19)), // xfs
+    (0x9123_683e, (5, 19)), // btrfs
+    (0xf2f5_2010, (5, 19)), // f2fs
+    (0x0102_1994, (6, 3)),  // tmpfs
+];
+
+/// Whether the files of `path` can be shown with other ids.
 pub(super) fn maps_ids(path: &Path) -> bool {
-    const EXT4: u64 = 0xef53;
-    const XFS: u64 = 0x5846_5342;
-    const BTRFS: u64 = 0x9123_683e;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse::<u32>().ok());
     let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let kind = rustix::fs::statfs(path).map(|found| found.f_type as u64).unwrap_or(0);
-    // Overlay accepts id-mapped layers since 5.19.
-    kernel >= (5, 19) && [EXT4, XFS, BTRFS].contains(&kind)
+    ID_MAPPED.iter().any(|(known, since)| *known == kind && kernel >= *since)
 }
 
 /// Looks at everything that matters to the native backend.
@@ -148,14 +153,14 @@ pub async fn diagnose(state_dir: &Path) -> Vec<Finding> {
         });
     }
     if is_root() {
-        findings.push(if maps_ids(Path::new("/usr")) {
+        findings.push(if maps_ids(Path::new("/usr")) && maps_ids(existing(state_dir)) {
             finding("id-mapped mounts", Verdict::Good, "root inside owns the template's files", "")
         } else {
             finding(
                 "id-mapped mounts",
                 Verdict::Weak,
                 "the template's files belong to `nobody` inside",
-                "use a kernel from 5.19 on, and ext4, xfs or btrfs for /usr",
+                "use a kernel from 5.19 on, and ext4, xfs or btrfs for /usr and the data directory",
             )
         });
     }
@@ -193,9 +198,14 @@ fn ends_at_logout() -> Option<Finding> {
     ends.then(|| finding("logout", Verdict::Weak, detail, advice))
 }
 
-/// Free space where the state directory is, or will be made.
+/// Where the state directory is, or will be made.
+fn existing(state_dir: &Path) -> &Path {
+    state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+/// Free space there.
 fn disk(state_dir: &Path) -> Finding {
-    let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = existing(state_dir);
     let free = rustix::fs::statvfs(existing).map_or(0, |disk| disk.f_bavail.saturating_mul(disk.f_frsize));
     let detail = format!("{} MiB free in {}", free >> 20, existing.display());
     if free < super::DISK_RESERVE_BYTES {
