@@ -167,8 +167,12 @@ impl std::fmt::Display for Misfit {
             Self::Content(roots) => write!(f, "shares only {}", roots.join(", ")),
             Self::Network(network) => write!(f, "cannot make network `{network}`"),
             Self::Unenforced(limits) => {
-                let list: Vec<String> = limits.iter().map(|(limit, why)| format!("{limit} ({why})")).collect();
-                write!(f, "cannot enforce the limits of {}", list.join(", "))
+                // Mostly it is one reason for all.
+                let groups = limits.chunk_by(|one, next| one.1 == next.1).map(|group| {
+                    let names: Vec<&str> = group.iter().map(|(limit, _)| limit.as_str()).collect();
+                    format!("{} ({})", names.join(", "), group[0].1)
+                });
+                write!(f, "cannot enforce the limits of {}", groups.collect::<Vec<_>>().join(", "))
             }
             Self::TooLarge(what, wanted, there) => {
                 write!(f, "has {} in all, {} is asked for", amount(*there, what), amount(*wanted, what))

@@ -47,7 +47,11 @@ impl Cgroups {
         if let Some(point) = unified(&mounts) {
             let (groups, controllers, why) = match probe_v2(point, instance) {
                 Ok((base, controllers)) => {
-                    let why = format!("the controller is not delegated to {}", base.display());
+                    let why = format!(
+                        "the controller is not delegated to {}: an administrator adds `Delegate=cpu memory pids` to \
+                         user@.service, or run this as root",
+                        base.display()
+                    );
                     (Self::V2 { base, controllers: controllers.clone() }, controllers, why)
                 }
                 Err(why) => (Self::None, Vec::new(), why),
@@ -255,7 +259,10 @@ fn probe_v2(point: &Path, instance: &str) -> Result<(PathBuf, Vec<&'static str>)
     };
     divide(&own()?, instance).or_else(|_| {
         scope::enter(instance, &leaf_name(instance)).map_err(|why| {
-            format!("no cgroup is delegated to this user, and {why}: log in as this user, or run this as root")
+            format!(
+                "no cgroup is delegated to this user, and {why}: log in as this user, have an administrator run \
+                 `loginctl enable-linger` for it, or run this as root"
+            )
         })?;
         divide(&own()?, instance)
     })

@@ -99,3 +99,11 @@ proptest! {
         prop_assert_eq!(used.used.plus(room).minus(room), used.used);
     }
 }
+
+#[test]
+fn one_reason_for_several_limits_is_told_once() {
+    let limits = [("cpu", "no cgroup"), ("disk", "no quota"), ("memory", "no cgroup"), ("pids", "no cgroup")];
+    let limits = limits.map(|(limit, why)| (limit.to_owned(), why.to_owned())).to_vec();
+    let told = Misfit::Unenforced(limits).to_string();
+    assert_eq!(told, "cannot enforce the limits of cpu (no cgroup), disk (no quota), memory, pids (no cgroup)");
+}
