@@ -34,6 +34,8 @@ use crate::agent::{self, AgentError};
 /// Below the state directory.
 const FOLDER: &str = "content";
 const SCRATCH: &str = "scratch";
+/// BOUND: for somebody who renames without an end.
+const OPEN_ATTEMPTS: u32 = 1000;
 const OWN_DESCRIPTORS: &str = "/proc/self/fd/";
 /// Between the packing thread and the agent.
 const CHUNKS_IN_FLIGHT: usize = 8;
@@ -236,7 +238,12 @@ impl Contents {
         let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
         let within = directory.strip_prefix(root).unwrap_or(directory);
         let within = if within.as_os_str().is_empty() { Path::new(".") } else { within };
-        rustix::fs::openat2(root_fd, within, flags, Mode::empty(), ResolveFlags::BENEATH).map_err(failed)
+        let open = || rustix::fs::openat2(&root_fd, within, flags, Mode::empty(), ResolveFlags::BENEATH);
+        // A `..` of a link, while anything on the machine is renamed or mounted: once more.
+        let again =
+            |opened: &Result<OwnedFd, rustix::io::Errno>| opened.as_ref().err() == Some(&rustix::io::Errno::AGAIN);
+        let opened = (1..OPEN_ATTEMPTS).map(|_| open()).find(|opened| !again(opened));
+        opened.unwrap_or_else(open).map_err(failed)
     }
 }
 

@@ -70,7 +70,17 @@ fn open_root(beneath: &str) -> Result<OwnedFd, Error> {
     root.map_err(|error| refusal("open", Path::new(beneath), &error.into()))
 }
 
+/// The kernel says `EAGAIN` of a `..` while anything on the machine is renamed or mounted, and means: once more. BOUND:
+/// somebody who renames without an end is told so.
+const OPEN_ATTEMPTS: u32 = 1000;
+
 fn open(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    for _ in 1..OPEN_ATTEMPTS {
+        match rustix::fs::openat2(root, path, flags, Mode::empty(), WITHIN) {
+            Err(Errno::AGAIN) => std::hint::spin_loop(),
+            opened => return opened,
+        }
+    }
     rustix::fs::openat2(root, path, flags, Mode::empty(), WITHIN)
 }
 

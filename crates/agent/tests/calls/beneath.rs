@@ -152,3 +152,16 @@ async fn what_leads_out_is_refused_and_what_stays_is_followed() {
     assert!(root.join("near").is_symlink());
     assert_eq!(read(&sandbox, "nothing", &beneath).await, Err("not_found".to_owned()));
 }
+
+/// The kernel asks to try again when something is renamed while it resolves a `..`.
+#[tokio::test]
+async fn what_is_renamed_meanwhile_disturbs_nobody_else() {
+    let sandbox = Sandbox::new();
+    let swapping = Swapping::start(sandbox.path());
+    std::fs::create_dir(swapping.root.join("still")).expect("writable");
+    std::fs::write(swapping.root.join("steady"), "inside").expect("writable");
+    let path = format!("{}steady", "still/../".repeat(100));
+    for _ in 0..CALLS {
+        assert_eq!(read(&sandbox, &path, &swapping.beneath()).await.as_deref(), Ok(&b"inside"[..]));
+    }
+}
