@@ -81,7 +81,6 @@ pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
     }
     let root = &spawn.root;
     step("make the mount points", make_points(spawn))?;
-    step("own the mount points", own_points(spawn))?;
     step("mount /proc", mount_with("proc", &root.join("proc"), "proc", PLAIN, ""))?;
     // Only root's own network namespace matters inside; the first ports are as free as the others.
     let _ = fs::write(root.join("proc/sys/net/ipv4/ip_unprivileged_port_start"), "0");
@@ -95,7 +94,9 @@ pub(crate) fn put_together(spawn: &Spawn, ids: Option<&OwnedFd>) -> Step<()> {
     for name in READ_ONLY {
         step("protect /proc", protect(&root.join(name)))?;
     }
-    pivot(root)
+    pivot(root)?;
+    // In the box's own root: a link that the box left in the place of one leads nowhere else.
+    step("own the mount points", own_points(spawn))
 }
 
 /// To the box's root, by its id outside; an ordinary user's box owns what it makes.
@@ -132,7 +133,6 @@ fn make_points(spawn: &Spawn) -> io::Result<()> {
             give(spawn, &path)?;
         }
     }
-    rustix::fs::chmod(root.join("tmp"), Mode::from_raw_mode(0o1777))?;
     Ok(())
 }
 
@@ -140,25 +140,31 @@ fn make_points(spawn: &Spawn) -> io::Result<()> {
 const OWNED: [&str; 10] = ["", "etc", "home", "opt", "root", "run", "srv", "tmp", "var", "workspace"];
 
 /// Gives the box what it works in. On a file system without id-mapped mounts the template's files have owners that
-/// have no id inside; all of them would have to be copied, the directories alone cost nothing. From out here, since
-/// the box's root may not change what has no owner for it.
+/// have no id inside; all of them would have to be copied, the directories alone cost nothing. By the spawner,
+/// since the box's root may not change what has no owner for it.
 fn own_points(spawn: &Spawn) -> io::Result<()> {
     const USER: u32 = 1000;
     let base = match spawn.users {
         Users::Range { first, .. } => first,
         Users::Subordinate { .. } => 0,
-        Users::Single => return Ok(()),
+        Users::Single => return own_tmp(),
     };
     let is_mapped = base == 0 || spawn.layers.first().is_some_and(|layer| layer.mapped.is_some());
     let points = OWNED.iter().filter(|_| !is_mapped).map(|name| (*name, base));
     for (name, owner) in points.chain([("home/user", base + USER)]) {
-        let path = spawn.root.join(name);
+        let path = Path::new("/").join(name);
         let is_foreign = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir() && meta.uid() != owner);
         if is_foreign {
             std::os::unix::fs::lchown(&path, Some(owner), Some(owner))?;
         }
     }
-    Ok(())
+    own_tmp()
+}
+
+/// Everybody's; a link stays what the box made it.
+fn own_tmp() -> io::Result<()> {
+    let is_folder = fs::symlink_metadata("/tmp").is_ok_and(|meta| meta.is_dir());
+    if is_folder { Ok(rustix::fs::chmod("/tmp", Mode::from_raw_mode(0o1777))?) } else { Ok(()) }
 }
 
 fn show_cgroups(root: &Path, cgroup: &Cgroup) -> io::Result<()> {
