@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
@@ -337,6 +338,29 @@ fn a_process_that_ignores_everything_ends_with_its_sandbox() {
         std::io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut line).expect("the script prints");
         target.host.ok(&["delete", "target"]);
         child.wait().expect("ours");
+        up.stop();
+        host.finish();
+    }
+}
+
+/// The box is put together by root, at each start, from what the box itself has left.
+#[test]
+fn links_in_the_place_of_mount_points_change_nothing_of_the_host() {
+    for mode in Mode::available() {
+        let host = Host::new(mode);
+        let up = host.up();
+        let victim = host.work_dir().join("victim");
+        std::fs::create_dir_all(victim.join("user")).expect("ours");
+        host.own_tree(&victim);
+        let look = || [victim.clone(), victim.join("user")].map(|path| std::fs::metadata(path).expect("ours"));
+        let told = |meta: std::fs::Metadata| (meta.mode(), meta.uid());
+        let before = look().map(told);
+        host.ok(&["create", "--name", "web"]);
+        let links = format!("rm -rf /home && ln -s {0} /home && rmdir /tmp && ln -s {0} /tmp", victim.display());
+        host.ok(&["exec", "web", "--", "sh", "-c", &links]);
+        host.ok(&["stop", "web"]);
+        host.dispense(&["start", "web"]);
+        assert_eq!(look().map(told), before);
         up.stop();
         host.finish();
     }
