@@ -156,7 +156,8 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
         Port { port: listener.port.into(), address: listener.address.to_string(), pid }
     });
     let ports = ports.collect();
-    responses.send(&ListPortsResponse { ports }).await.map_err(gone)
+    responses.gather(&ListPortsResponse { ports });
+    Ok(())
 }
 
 pub(crate) async fn watch<S: AsyncRead + AsyncWrite + Unpin>(

@@ -42,7 +42,8 @@ pub(crate) async fn start<S: AsyncRead + AsyncWrite + Unpin>(
     let mut start = request.start.ok_or_else(|| invalid("`start` is missing"))?;
     pass_trace(&requests.trace, &mut start);
     let process = agent.processes.start(start)?;
-    responses.send(&process.describe()).await.map_err(gone)
+    responses.gather(&process.describe());
+    Ok(())
 }
 
 pub(crate) async fn set_environment<S: AsyncRead + AsyncWrite + Unpin>(
@@ -52,7 +53,8 @@ pub(crate) async fn set_environment<S: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(), Error> {
     let request: SetEnvironmentRequest = requests.only().await?;
     agent.processes.set_environment(request.variables.into_iter().collect());
-    responses.send(&SetEnvironmentResponse {}).await.map_err(gone)
+    responses.gather(&SetEnvironmentResponse {});
+    Ok(())
 }
 
 pub(crate) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
@@ -138,23 +140,27 @@ where
                 Ok(()) = taken_changed.changed() => {
                     let offset = *taken_changed.borrow_and_update();
                     let event = ProcessEvent { kind: Some(process_event::Kind::InputTaken(InputTaken { offset })) };
-                    responses.send(&event).await.map_err(gone)?;
+                    responses.gather(&event);
+                    continue;
+                }
+                // Nothing is there to go with it.
+                sent = responses.flush(), if responses.has_gathered() => {
+                    sent.map_err(gone)?;
                     continue;
                 }
             };
             match event {
                 Event::Output { stream, offset, data } => {
-                    responses.send_with_payload(&output_head(stream, offset, &data), data).await.map_err(gone)?;
+                    responses.gather_with_payload(&output_head(stream, offset, &data), data).await.map_err(gone)?;
                     events.passed_on();
                 }
                 Event::Gap { stream, from, to } => {
                     let gap = OutputGap { stream: stream.into(), from, to };
-                    let event = ProcessEvent { kind: Some(process_event::Kind::Gap(gap)) };
-                    responses.send(&event).await.map_err(gone)?;
+                    responses.gather(&ProcessEvent { kind: Some(process_event::Kind::Gap(gap)) });
                 }
                 Event::Exited(exited) => {
-                    let event = ProcessEvent { kind: Some(process_event::Kind::Exited(exited)) };
-                    return responses.send(&event).await.map_err(gone);
+                    responses.gather(&ProcessEvent { kind: Some(process_event::Kind::Exited(exited)) });
+                    return Ok(());
                 }
                 Event::End => return Ok(()),
             }
@@ -273,7 +279,8 @@ pub(crate) async fn signal<S: AsyncRead + AsyncWrite + Unpin>(
     let signal = i32::try_from(request.signal).ok().filter(|signal| (1..=64).contains(signal));
     let signal = signal.ok_or_else(|| invalid("`signal` is not one of 1 to 64"))?;
     process.signal(signal).map_err(|error| invalid(&format!("signal {signal} cannot be sent: {error}")))?;
-    responses.send(&process.describe()).await.map_err(gone)
+    responses.gather(&process.describe());
+    Ok(())
 }
 
 pub(crate) async fn resize<S: AsyncRead + AsyncWrite + Unpin>(
@@ -284,7 +291,8 @@ pub(crate) async fn resize<S: AsyncRead + AsyncWrite + Unpin>(
     let request: ResizeProcessRequest = requests.only().await?;
     let (process, _) = agent.processes.find(request.process)?;
     process.resize(request.cols, request.rows)?;
-    responses.send(&process.describe()).await.map_err(gone)
+    responses.gather(&process.describe());
+    Ok(())
 }
 
 pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
@@ -293,7 +301,8 @@ pub(crate) async fn list<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
 ) -> Result<(), Error> {
     let request: ListProcessesRequest = requests.only().await?;
-    responses.send(&ListProcessesResponse { processes: agent.processes.list(request.all) }).await.map_err(gone)
+    responses.gather(&ListProcessesResponse { processes: agent.processes.list(request.all) });
+    Ok(())
 }
 
 #[cfg(test)]

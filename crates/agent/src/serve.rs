@@ -30,6 +30,9 @@ const CALLS_MAX: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that has not said what it wants by then is closed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// And one that is kept, when no other call comes: longer than any server keeps one, so that none is closed while a call
+/// is on its way.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What every call works with.
 #[derive(Debug)]
@@ -141,35 +144,56 @@ fn gone_check(stream: &UnixStream) -> Gone {
     })
 }
 
-/// Carries one call over one byte stream to its end.
+/// Carries calls over one byte stream, one after the other, to its end.
 pub async fn serve_connection<S>(agent: Arc<Agent>, stream: S, gone: Arc<dyn Fn() -> bool + Send + Sync>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut requests, mut responses) = call::split(stream, gone);
-    let call = match tokio::time::timeout(CALL_TIMEOUT, requests.only::<Call>()).await {
-        Ok(Ok(call)) => call,
-        Ok(Err(error)) => return ended(responses.finish(Err(error)).await),
-        Err(_) => return,
-    };
+    let mut patience = CALL_TIMEOUT;
+    loop {
+        let next = tokio::time::timeout(patience, requests.next::<Call>());
+        let call = tokio::select! {
+            call = next => call,
+            () = agent.over.cancelled() => return,
+        };
+        responses.begin();
+        let call = match call {
+            Ok(Ok(Some(call))) => call,
+            Ok(Err(error)) => return ended(responses.finish(Err(error), false).await),
+            Ok(Ok(None)) | Err(_) => return,
+        };
+        let kept = call.keep;
+        serve_call(&agent, call, &mut requests, &mut responses).await;
+        if !kept || !requests.finish().await {
+            return;
+        }
+        patience = KEPT_TIMEOUT;
+    }
+}
+
+async fn serve_call<S>(agent: &Arc<Agent>, call: Call, requests: &mut Requests<S>, responses: &mut Responses<S>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+{
     requests.trace = call.traceparent;
     let Some(method) = Method::parse(&call.method) else {
         let method: String = call.method.chars().take(100).collect();
         let error = Error::new(Code::Unimplemented, reason::PROTOCOL, format!("this agent has no method `{method}`"));
-        return ended(responses.finish(Err(error)).await);
+        return ended(responses.finish(Err(error), call.keep).await);
     };
     // What the runner itself asks for is no session of a user.
     let is_session = !matches!(method, Method::Watch | Method::Shutdown | Method::SetEnvironment);
-    let _session = is_session.then(|| Session::open(&agent));
+    let _session = is_session.then(|| Session::open(agent));
     let is_shutdown = method == Method::Shutdown;
     if is_shutdown {
         agent.shutdown_calls.fetch_add(1, Ordering::Relaxed);
     }
-    let result = dispatch(&agent, method, &mut requests, &mut responses).await;
+    let result = dispatch(agent, method, requests, responses).await;
     if let Err(error) = &result {
         tracing::debug!(method = method.path(), %error, "call refused");
     }
-    ended(responses.finish(result).await);
+    ended(responses.finish(result, call.keep).await);
     if is_shutdown {
         agent.shutdown_calls.fetch_sub(1, Ordering::Relaxed);
         agent.shutdown_answered.notify_one();

@@ -194,6 +194,7 @@ impl From<Error> for agent::Status {
             message: error.message,
             details: error.details,
             elapsed_us: 0,
+            kept: false,
         }
     }
 }

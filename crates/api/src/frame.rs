@@ -6,6 +6,9 @@
 //! agent → caller:  response message…, Status (flags 0x80)
 //! ```
 //!
+//! Where both keep the stream, the end of the requests is a frame (flags 0x40, empty), and after it and the status the
+//! next `Call` may come.
+//!
 //! Everything here is sync and does no IO. BOUND: a [`Decoder`] never asks for more than its maximum, so a
 //! peer that announces a huge frame is refused before anything is kept.
 
@@ -20,6 +23,10 @@ pub const HEADER_BYTES: usize = 5;
 pub const FLAG_MESSAGE: u8 = 0x00;
 /// Flags of the `Status` that ends an answer.
 pub const FLAG_STATUS: u8 = 0x80;
+/// Flags of the empty frame that ends the requests.
+pub const FLAG_END: u8 = 0x40;
+/// The end of the requests, whole.
+pub const END: [u8; HEADER_BYTES] = [FLAG_END, 0, 0, 0, 0];
 
 /// A frame that no honest peer sends.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +39,7 @@ pub enum FrameError {
         /// The bound.
         max: usize,
     },
-    /// Neither a message nor a status.
+    /// None that the protocol has, or none that belongs there.
     #[error("a frame has unknown flags {0:#04x}")]
     UnknownFlags(u8),
     /// The message is not what the method says.
@@ -50,6 +57,8 @@ pub enum Frame {
     Message(Bytes),
     /// The end of an answer.
     Status(Status),
+    /// The end of the requests.
+    End,
 }
 
 /// Cuts a byte stream into frames.
@@ -74,10 +83,15 @@ impl Decoder {
         }
         buffer.advance(HEADER_BYTES);
         let payload = buffer.split_to(header.len).freeze();
-        if !header.is_status {
-            return Ok(Some(Frame::Message(payload)));
+        match header.kind {
+            Kind::Message => Ok(Some(Frame::Message(payload))),
+            Kind::Status => {
+                let status = Status::decode(payload).map_err(|_| FrameError::Malformed("Status"))?;
+                Ok(Some(Frame::Status(status)))
+            }
+            Kind::End if payload.is_empty() => Ok(Some(Frame::End)),
+            Kind::End => Err(FrameError::Malformed("the end of the requests")),
         }
-        Status::decode(payload).map(|status| Some(Frame::Status(status))).map_err(|_| FrameError::Malformed("Status"))
     }
 }
 
@@ -86,8 +100,19 @@ impl Decoder {
 pub struct Header {
     /// Bytes after the header.
     pub len: usize,
-    /// A `Status`, not a message.
-    pub is_status: bool,
+    /// What follows.
+    pub kind: Kind,
+}
+
+/// What a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A message of the method.
+    Message,
+    /// The end of an answer.
+    Status,
+    /// The end of the requests.
+    End,
 }
 
 impl Header {
@@ -96,16 +121,57 @@ impl Header {
         let Some((header, _)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let [flags, a, b, c, d] = *header;
         let len = u32::from_be_bytes([a, b, c, d]);
-        let is_status = match flags {
-            FLAG_MESSAGE => false,
-            FLAG_STATUS => true,
+        let kind = match flags {
+            FLAG_MESSAGE => Kind::Message,
+            FLAG_STATUS => Kind::Status,
+            FLAG_END => Kind::End,
             other => return Err(FrameError::UnknownFlags(other)),
         };
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         if len > max_bytes {
             return Err(FrameError::TooLong { len: len as u64, max: max_bytes });
         }
-        Ok(Some(Self { len, is_status }))
+        Ok(Some(Self { len, kind }))
+    }
+}
+
+/// Follows a sequence of message frames that passes unopened, and tells whether it stands between two.
+#[derive(Debug)]
+pub struct Boundaries {
+    max_bytes: usize,
+    header: BytesMut,
+    /// Of the message that has begun.
+    left: usize,
+}
+
+impl Boundaries {
+    /// Refuses frames over `max_bytes`.
+    pub fn new(max_bytes: usize) -> Self {
+        Self { max_bytes, header: BytesMut::with_capacity(HEADER_BYTES), left: 0 }
+    }
+
+    /// Goes on over `bytes`. Only messages may pass: whatever else a peer slips in is refused.
+    pub fn advance(&mut self, mut bytes: &[u8]) -> Result<(), FrameError> {
+        while !bytes.is_empty() {
+            let passed = self.left.min(bytes.len());
+            self.left -= passed;
+            bytes = &bytes[passed..];
+            let part = (HEADER_BYTES - self.header.len()).min(bytes.len());
+            self.header.extend_from_slice(&bytes[..part]);
+            bytes = &bytes[part..];
+            let Some(header) = Header::peek(&self.header, self.max_bytes)? else { continue };
+            if header.kind != Kind::Message {
+                return Err(FrameError::UnknownFlags(self.header[0]));
+            }
+            self.left = header.len;
+            self.header.clear();
+        }
+        Ok(())
+    }
+
+    /// No frame has begun and not ended.
+    pub fn between(&self) -> bool {
+        self.left == 0 && self.header.is_empty()
     }
 }
 
@@ -127,10 +193,9 @@ pub fn encode_status(status: &Status, buffer: &mut BytesMut) {
     put(FLAG_STATUS, status, buffer);
 }
 
-/// The first frame of a call.
-pub fn encode_call(method: &str, request_id: &str, traceparent: &str, buffer: &mut BytesMut) {
-    let [method, request_id, traceparent] = [method, request_id, traceparent].map(str::to_owned);
-    encode(&Call { method, request_id, traceparent }, buffer);
+/// The first frame of a call, after which the stream is not kept.
+pub fn encode_call(method: &str, buffer: &mut BytesMut) {
+    encode(&Call { method: method.to_owned(), ..Call::default() }, buffer);
 }
 
 fn put(flags: u8, message: &impl Message, buffer: &mut BytesMut) {
@@ -165,6 +230,28 @@ mod tests {
             }
             prop_assert_eq!(seen, payloads);
             prop_assert!(buffer.is_empty());
+        }
+
+        #[test]
+        fn what_passes_unopened_is_followed_across_any_cut(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..8),
+            cut in 1usize..64,
+            flags in prop::sample::select(vec![FLAG_STATUS, FLAG_END, 0x01]),
+        ) {
+            let (mut wire, mut ends) = (BytesMut::new(), vec![0]);
+            for payload in &payloads {
+                encode_raw(payload, &mut wire);
+                ends.push(wire.len());
+            }
+            let (mut boundaries, mut at) = (Boundaries::new(1 << 10), 0);
+            for piece in wire.chunks(cut) {
+                boundaries.advance(piece).expect("only messages");
+                at += piece.len();
+                prop_assert_eq!(boundaries.between(), ends.contains(&at));
+            }
+            // Between two messages nothing else is let through.
+            let refused = [flags, 0, 0, 0, 0].chunks(cut).try_for_each(|piece| boundaries.advance(piece));
+            prop_assert_eq!(refused, Err(FrameError::UnknownFlags(flags)));
         }
 
         #[test]

@@ -4,6 +4,7 @@
 mod agent;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -73,6 +74,8 @@ impl FakeProcess {
 pub struct FakeMachine {
     boxes: Mutex<HashMap<SandboxId, FakeBox>>,
     faults: Mutex<HashMap<Step, Fault>>,
+    /// Its agents are of a version that takes one call a stream.
+    old_agents: AtomicBool,
 }
 
 impl FakeMachine {
@@ -112,6 +115,11 @@ impl FakeMachine {
 
     fn process(&self, sandbox: &SandboxId, pid: u32) -> Option<FakeProcess> {
         self.boxes().get(sandbox)?.processes.iter().find(|process| process.pid == pid).cloned()
+    }
+
+    /// From now on its agents take one call a stream, as those of older versions.
+    pub fn make_agents_old(&self) {
+        self.old_agents.store(true, Ordering::Relaxed);
     }
 
     /// From now on a step goes wrong; `None` mends it.

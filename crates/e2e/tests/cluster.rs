@@ -2,7 +2,8 @@
 //! killed.
 
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -61,12 +62,14 @@ impl Cluster {
         wait::until("the runner is available", FAILOVER, list, |(_, out)| out.contains("\"available\""));
     }
 
-    /// Counts to a number, a line each.
-    fn count(&self, to: u32) -> Child {
+    /// Counts to a number, a line each, into a file.
+    fn count(&self, to: u32) -> (Child, PathBuf) {
         let script = format!("for i in $(seq 1 {to}); do echo $i; sleep 0.05; done");
         let mut command = self.client_host.command(["exec", "counter", "--", "sh", "-c", &script]);
         command.env("DISPENSE_URL", self.balancer.url()).env("DISPENSE_API_KEY", self.servers[0].key());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().expect("the binary starts")
+        let output = self.client_host.work_dir().join("counted");
+        command.stdin(Stdio::null()).stdout(File::create(&output).expect("writable"));
+        (command.spawn().expect("the binary starts"), output)
     }
 
     fn finish(self) {
@@ -152,9 +155,9 @@ fn any_server_answers_and_each_can_be_killed_under_load() {
     let Some(mut cluster) = Cluster::start() else { return };
     let url = cluster.balancer.url().to_owned();
     assert!(cluster.dispense(&url, &["create", "--name", "counter"]).0);
-    let mut counting = cluster.count(400);
-    let mut first = [0; 2];
-    counting.stdout.as_mut().expect("piped").read_exact(&mut first).expect("it counts");
+    let (mut counting, output) = cluster.count(400);
+    let counted = || std::fs::read_to_string(&output).expect("text");
+    wait::until("it counts", FAILOVER, counted, |text| !text.is_empty());
     let loads = ["a", "b"].map(|prefix| Load::start(&url, cluster.servers[0].key(), prefix));
     // The leader first, then the one that leads in its place.
     for index in [1, 0] {
@@ -175,11 +178,10 @@ fn any_server_answers_and_each_can_be_killed_under_load() {
     }
     loads.iter().for_each(Load::go_on);
     let results = loads.map(Load::stop);
-    let output = counting.wait_with_output().expect("ours");
-    let counted = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(first, *b"1\n");
-    assert_eq!(counted, (2..=400).map(|number| format!("{number}\n")).collect::<String>());
-    assert_eq!(output.status.code(), Some(0));
+    let ended = || (counting.try_wait().expect("ours"), counted().lines().last().map(str::to_owned));
+    let (status, _) = wait::until("it has counted", FAILOVER, ended, |(status, _)| status.is_some());
+    assert_eq!(counted(), (1..=400).map(|number| format!("{number}\n")).collect::<String>());
+    assert_eq!(status.and_then(|status| status.code()), Some(0));
     let (_, list) = cluster.dispense(&url, &["list", "--output", "json"]);
     let list: serde_json::Value = serde_json::from_str(&list).expect("JSON");
     let running = |sandbox: &&serde_json::Value| sandbox["state"] == "running";

@@ -117,7 +117,9 @@ async fn an_agent_is_told_what_it_was_not_started_with_before_a_session_reaches_
     let id = system.client.create(request).await.expect("created").id.parse().expect("an id");
     let used = async |system: &System| {
         let start = v1::StartProcess { args: vec!["count".into(), "1".into()], ..Default::default() };
-        system.client.run("box", start).await.map(drop).expect("it runs");
+        let mut process = system.client.run("box", start).await.expect("it runs");
+        // To its end, so that its session waits for the next call.
+        while process.events.next().await.expect("it goes on").is_some() {}
         system.machine.told(&id)
     };
     let expected =

@@ -110,6 +110,7 @@ impl Watch {
                     continue;
                 }
                 Some(Frame::Status(status)) => return Err(AgentError::Ended(status.message)),
+                Some(Frame::End) => return Err(FrameError::UnknownFlags(frame::FLAG_END).into()),
                 None => {}
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
@@ -155,6 +156,7 @@ async fn answer<M: Message + Default>(mut stream: Box<dyn ByteStream>) -> Result
                 return M::decode(bytes).map_err(|_| FrameError::Malformed("an answer").into());
             }
             Some(Frame::Status(status)) => return Err(AgentError::Refused(status.message)),
+            Some(Frame::End) => return Err(FrameError::UnknownFlags(frame::FLAG_END).into()),
             None => {}
         }
         if stream.read_buf(&mut buffer).await? == 0 {
@@ -191,6 +193,7 @@ pub(crate) async fn upload(
                 Some(Frame::Status(status)) if status.code.is_empty() => return Ok(()),
                 Some(Frame::Status(status)) => return Err(AgentError::Ended(status.message)),
                 Some(Frame::Message(_)) => {}
+                Some(Frame::End) => return Err(FrameError::UnknownFlags(frame::FLAG_END).into()),
                 None if reader.read_buf(&mut buffer).await? == 0 => {
                     return Err(AgentError::Ended("it closed the stream".to_owned()));
                 }
@@ -213,7 +216,7 @@ async fn call(
     request: &impl Message,
 ) -> Result<Box<dyn ByteStream>, AgentError> {
     let mut bytes = BytesMut::new();
-    frame::encode_call(method.path(), "", "", &mut bytes);
+    frame::encode_call(method.path(), &mut bytes);
     frame::encode(request, &mut bytes);
     let connect = async {
         let mut stream = backend.dial(sandbox).await.map_err(AgentError::Dial)?;

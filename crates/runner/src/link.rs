@@ -190,7 +190,8 @@ impl Link {
 
     fn open_session(&self, live: &Live, request: OpenSession, sessions: &TaskTracker, slots: &Arc<Semaphore>) {
         let (backend, supervisor, client) = (self.backend.clone(), self.supervisor.clone(), live.client.clone());
-        let (outbound, slots) = (live.outbound.clone(), slots.clone());
+        // Of the link, which a session does not hold up: its end tells the server that this runner is away.
+        let (outbound, slots) = (live.outbound.downgrade(), slots.clone());
         sessions.spawn(async move {
             let session_id = request.session_id.clone();
             let result = match slots.try_acquire() {
@@ -207,7 +208,9 @@ impl Link {
                 let denied = SessionDenied { session_id, reason, message };
                 let message = RunnerMessage { kind: Some(runner_message::Kind::SessionDenied(denied)) };
                 // A link that ended meanwhile took the session with it.
-                let _ = outbound.send(message).await;
+                if let Some(outbound) = outbound.upgrade() {
+                    let _ = outbound.send(message).await;
+                }
             }
         });
     }

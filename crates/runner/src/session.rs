@@ -1,4 +1,5 @@
-//! One session: the byte stream between the server and an agent. The bytes are copied and never read.
+//! One session: the byte stream between the server and an agent, for one call after the other. The bytes are copied and
+//! never read.
 //!
 //! Each direction ends by itself (`eof`), so half-closed streams live on; `reset` ends both.
 
@@ -61,6 +62,8 @@ pub(crate) async fn run(
     let answer = link.session(ReceiverStream::new(receiver)).await;
     let mut inbound =
         answer.map_err(|status| Error::new(Code::Unavailable, reason::PROTOCOL, status.message()))?.into_inner();
+    // What the session is for is told by each call: it may carry many.
+    drop(span);
     copy(stream, &mut inbound, &frames).await;
     drop(frames);
     // The last frames are still on their way; HTTP/2 throws them away when the answer is dropped before the

@@ -263,9 +263,14 @@ impl Fleet {
         })
     }
 
+    /// Which link a runner has, of all that there were.
+    pub(crate) fn link(&self, id: &RunnerId) -> Option<u64> {
+        self.with(|entries| entries.runners.get(id)?.link.as_ref().map(|link| link.serial))
+    }
+
     /// Whether a runner has a link.
     pub(crate) fn is_connected(&self, id: &RunnerId) -> bool {
-        self.with(|entries| entries.runners.get(id).is_some_and(|entry| entry.link.is_some()))
+        self.link(id).is_some()
     }
 
     /// Chooses a runner and takes the room on it; [`Fleet::release`] gives it back.

@@ -164,7 +164,7 @@ impl Server {
             }
             _ => None,
         };
-        let relay = Arc::new(Relay::new(sandboxes.fleet.clone()));
+        let relay = Arc::new(Relay::new(sandboxes.fleet.clone(), metrics.clone()));
         let access = &config.access;
         let address = listeners.public.local_addr().unwrap_or(config.address);
         let previews = Previews {
@@ -342,6 +342,7 @@ impl Server {
         self.shutdown.cancel();
         self.tasks.close();
         self.parts.sandboxes.ticker.close();
+        self.parts.relay.close();
         self.parts.sandboxes.fleet.disconnect();
         if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {
             tracing::warn!(tasks = self.tasks.len(), "calls were cut at the shutdown");

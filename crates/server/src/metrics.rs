@@ -56,6 +56,8 @@ pub(crate) struct Metrics {
     open: Family<Door, Gauge<i64, AtomicI64>>,
     commits: Histogram,
     changes: Counter<u64, AtomicU64>,
+    sessions: Counter<u64, AtomicU64>,
+    calls: Counter<u64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -69,6 +71,8 @@ impl Default for Metrics {
             open: Family::default(),
             commits: seconds(),
             changes: Counter::default(),
+            sessions: Counter::default(),
+            calls: Counter::default(),
             registry: Registry::default(),
         };
         registry.register("requests", "Requests that have ended", this.requests.clone());
@@ -78,6 +82,8 @@ impl Default for Metrics {
         let help = "Time of a commit of the store, with all changes that it carries";
         registry.register_with_unit("store_commit", help, Unit::Seconds, this.commits.clone());
         registry.register("store_changes", "Changes that the store was asked for", this.changes.clone());
+        registry.register("sessions_opened", "Sessions with agents that were opened", this.sessions.clone());
+        registry.register("agent_calls", "Calls of agents, over sessions old and new", this.calls.clone());
         Self { registry, ..this }
     }
 }
@@ -111,6 +117,16 @@ impl Metrics {
     pub(crate) fn committed(&self, changes: usize, duration: Duration) {
         self.commits.observe(duration.as_secs_f64());
         self.changes.inc_by(changes as u64);
+    }
+
+    /// A session with an agent is opened.
+    pub(crate) fn session_opened(&self) {
+        self.sessions.inc();
+    }
+
+    /// An agent is called.
+    pub(crate) fn agent_called(&self) {
+        self.calls.inc();
     }
 
     /// Everything, as text.

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //! door ── open(route) ──► OpenSession ──► runner
-//! door ◄── AgentStream ── accept(session) ◄── Session stream of the same runner
+//! door ◄── Session ── accept(session) ◄── Session stream of the same runner
 //! ```
+//!
+//! A session whose call is over waits for the next one ([`kept`]).
 //!
 //! INVARIANT: a session id is unguessable, works once, and only for the runner it was sent to.
 
 pub(crate) mod call;
+mod kept;
 pub(crate) mod port;
 pub(crate) mod process;
+pub(crate) mod session;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -17,13 +21,15 @@ use std::time::Duration;
 
 use dispense_api::error::{Code, Error, reason};
 use dispense_api::id::{Generation, RunnerId, SandboxId, SessionId};
-use dispense_api::runner::{OpenSession, ServerMessage, SessionFrame, server_message};
+use dispense_api::runner::{OpenSession, ServerMessage, server_message};
 use dispense_api::trace::Span;
-use tokio::sync::{mpsc, oneshot};
-use tonic::Streaming;
+use tokio::sync::oneshot;
 
 use crate::fleet::Fleet;
+use crate::metrics::Metrics;
 use crate::sandbox::Sandbox;
+use kept::{Agent, Kept};
+use session::{Frames, Session};
 
 /// Sessions that wait for their dial-back; past it callers are told to come again.
 const WAITING_MAX: usize = 16_384;
@@ -35,6 +41,8 @@ const DIAL_BACK_SLACK: Duration = Duration::from_secs(5);
 pub(crate) struct Route {
     pub(crate) sandbox: SandboxId,
     pub(crate) generation: Generation,
+    /// Of the sandbox's row.
+    pub(crate) revision: u64,
     pub(crate) runner: RunnerId,
     pub(crate) group: String,
     pub(crate) owner: String,
@@ -48,6 +56,7 @@ impl Route {
         Self {
             sandbox: sandbox.id.clone(),
             generation: sandbox.life.generation,
+            revision: sandbox.revision,
             runner: runner.clone(),
             group: sandbox.group.clone(),
             owner: sandbox.owner.clone(),
@@ -64,22 +73,19 @@ pub(crate) struct Origin {
     pub(crate) trace: String,
 }
 
-/// A byte stream to an agent, as frames of a session.
-#[derive(Debug)]
-pub(crate) struct AgentStream {
-    pub(crate) inbound: Streaming<SessionFrame>,
-    pub(crate) outbound: mpsc::Sender<SessionFrame>,
-}
-
 struct Waiting {
     runner: RunnerId,
-    reply: oneshot::Sender<Result<AgentStream, Error>>,
+    /// Of the runner, over which the session was asked for.
+    link: u64,
+    reply: oneshot::Sender<Result<Frames, Error>>,
 }
 
 /// Sessions that were asked for and not yet dialled back.
 pub(crate) struct Relay {
     fleet: Arc<Fleet>,
     waiting: Mutex<HashMap<SessionId, Waiting>>,
+    kept: Arc<Kept>,
+    metrics: Arc<Metrics>,
 }
 
 /// Forgets a session whose caller gave up.
@@ -92,24 +98,48 @@ impl Drop for Forget<'_> {
 }
 
 impl Relay {
-    pub(crate) fn new(fleet: Arc<Fleet>) -> Self {
-        Self { fleet, waiting: Mutex::default() }
+    pub(crate) fn new(fleet: Arc<Fleet>, metrics: Arc<Metrics>) -> Self {
+        Self { fleet, waiting: Mutex::default(), kept: Arc::default(), metrics }
     }
 
-    /// Opens a byte stream to an agent; the runner waits up to `timeout` for a sandbox that is starting.
+    /// Ends the sessions that wait for a call, and keeps no more.
+    pub(crate) fn close(&self) {
+        self.kept.close();
+    }
+
+    /// A session with an agent, for one call; the runner waits up to `timeout` for a sandbox that is starting.
     ///
     /// CANCEL SAFETY: dropping the future forgets the session; a late dial-back is refused.
-    pub(crate) async fn open(&self, route: &Route, trace: &str, timeout: Duration) -> Result<AgentStream, Error> {
+    pub(crate) async fn open(&self, route: &Route, trace: &str, timeout: Duration) -> Result<Session, Error> {
+        self.metrics.agent_called();
+        let link = self.fleet.link(&route.runner).ok_or_else(|| offline(route))?;
+        let agent = Agent { sandbox: route.sandbox.clone(), version: (route.revision, link) };
+        let (waiting, keeps) = self.kept.take(&agent);
+        let frames = match waiting {
+            Some(frames) => frames,
+            None => self.dial(route, link, trace, timeout).await?,
+        };
+        Ok(Session::new(frames, self.kept.clone(), agent, keeps))
+    }
+
+    async fn dial(&self, route: &Route, link: u64, trace: &str, timeout: Duration) -> Result<Frames, Error> {
+        self.metrics.session_opened();
         let mut span = Span::below("relay.open", trace);
         let trace = span.as_ref().map(Span::traceparent).unwrap_or_default();
-        self.dial(route, trace, timeout).await.inspect_err(|error| {
+        self.dialled_back(route, link, trace, timeout).await.inspect_err(|error| {
             if let Some(span) = &mut span {
                 span.fail(error.message.clone());
             }
         })
     }
 
-    async fn dial(&self, route: &Route, traceparent: String, timeout: Duration) -> Result<AgentStream, Error> {
+    async fn dialled_back(
+        &self,
+        route: &Route,
+        link: u64,
+        traceparent: String,
+        timeout: Duration,
+    ) -> Result<Frames, Error> {
         let session = SessionId::random();
         let (reply, answer) = oneshot::channel();
         {
@@ -121,7 +151,7 @@ impl Relay {
                     "too many sessions are being opened: try again in a second",
                 ));
             }
-            waiting.insert(session.clone(), Waiting { runner: route.runner.clone(), reply });
+            waiting.insert(session.clone(), Waiting { runner: route.runner.clone(), link, reply });
         }
         let _forget = Forget(self, session.clone());
         let open = OpenSession {
@@ -149,11 +179,22 @@ impl Relay {
         }
     }
 
+    /// A sandbox runs no more.
+    pub(crate) fn ended(&self, sandbox: &SandboxId) {
+        self.kept.end(sandbox);
+    }
+
+    /// A runner's link has ended: nobody dials back what was asked for over it, and what waits is of no more use.
+    pub(crate) fn cut(&self, link: u64) {
+        self.waiting.lock().expect("no holder panics").retain(|_, waiting| waiting.link != link);
+        self.kept.forget(link);
+    }
+
     /// A runner has dialled back.
-    pub(crate) fn accept(&self, runner: &RunnerId, session: &SessionId, stream: AgentStream) -> Result<(), Error> {
+    pub(crate) fn accept(&self, runner: &RunnerId, session: &SessionId, frames: Frames) -> Result<(), Error> {
         let unknown = || Error::new(Code::NotFound, reason::PROTOCOL, "nobody waits for this session");
         let waiting = self.take(runner, session).ok_or_else(unknown)?;
-        waiting.reply.send(Ok(stream)).map_err(|_| unknown())
+        waiting.reply.send(Ok(frames)).map_err(|_| unknown())
     }
 
     /// A runner cannot open a session.

@@ -32,7 +32,7 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     let place = beneath::existing(agent, &request.path, &request.beneath)?;
     let path = place.shown.clone();
     let (file, described) = blocking(move || open(&place, request.offset)).await?;
-    responses.send(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) }).await.map_err(gone)?;
+    responses.gather(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) });
     let left = if request.length == 0 { u64::MAX } else { request.length };
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let reader = tokio::task::spawn_blocking(move || send_chunks(file.take(left), &sender));
@@ -72,7 +72,8 @@ pub(super) fn send_chunks(mut reader: impl Read, sender: &mpsc::Sender<Bytes>) -
     }
 }
 
-/// Sends a message whose field 2 is `data`, as in `ReadFileResponse` and `DownloadArchiveResponse`.
+/// Sends a message whose field 2 is `data`, as in `ReadFileResponse` and `DownloadArchiveResponse`. A small one is the last, and
+/// goes with the status.
 pub(super) async fn send_data<S: AsyncRead + AsyncWrite + Unpin>(
     responses: &mut Responses<S>,
     data: Bytes,
@@ -80,7 +81,7 @@ pub(super) async fn send_data<S: AsyncRead + AsyncWrite + Unpin>(
     let mut head = BytesMut::with_capacity(16);
     head.put_u8(0x12);
     encode_varint(data.len() as u64, &mut head);
-    responses.send_with_payload(&head, data).await.map_err(gone)
+    responses.gather_with_payload(&head, data).await.map_err(gone)
 }
 
 pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
@@ -99,7 +100,11 @@ pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let writer = tokio::task::spawn_blocking(move || Replacement::write(&place, &open, named, default, chunks));
     let failed = |_| Error::new(Code::Internal, "file_failed", "the file operation ended unexpectedly");
     loop {
-        let message = requests.next::<WriteFileRequest>().await?;
+        // The writer ends early only by an error, told below: also to a caller who waits before it sends more.
+        let message = tokio::select! {
+            message = requests.next::<WriteFileRequest>() => message?,
+            () = sender.closed() => break,
+        };
         let data = match message.map(|message| message.kind) {
             Some(Some(write_file_request::Kind::Data(data))) => data,
             Some(_) => {
@@ -114,13 +119,14 @@ pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
             None => Bytes::new(),
         };
         let last = data.is_empty();
-        // An empty chunk says that the content is whole. The writer ends early only by an error, told below.
+        // An empty chunk says that the content is whole.
         if sender.send(data).await.is_err() || last {
             break;
         }
     }
     let described = writer.await.map_err(failed)??;
-    responses.send(&described).await.map_err(gone)
+    responses.gather(&described);
+    Ok(())
 }
 
 /// A file that is written beside the one it replaces; removed when it is not finished.

@@ -55,7 +55,8 @@ pub(crate) async fn upload<S: AsyncRead + AsyncWrite + Unpin>(
     let (unpacked, received) = tokio::join!(unpack, receive);
     received?;
     let summary = unpacked?;
-    responses.send(&ArchiveSummary { files: summary.entries, bytes: summary.bytes }).await.map_err(gone)
+    responses.gather(&ArchiveSummary { files: summary.entries, bytes: summary.bytes });
+    Ok(())
 }
 
 /// Passes an archive on, to its end.

@@ -90,7 +90,8 @@ pub(crate) async fn stat<S: AsyncRead + AsyncWrite + Unpin>(
         let meta = if request.follow { fs::metadata(&path) } else { fs::symlink_metadata(&path) };
         meta.map(|meta| describe(&path, &meta)).map_err(|error| refusal("look at", &path, &error))
     };
-    responses.send(&blocking(look).await?).await.map_err(gone)
+    responses.gather(&blocking(look).await?);
+    Ok(())
 }
 
 pub(crate) async fn make_directory<S: AsyncRead + AsyncWrite + Unpin>(
@@ -108,7 +109,8 @@ pub(crate) async fn make_directory<S: AsyncRead + AsyncWrite + Unpin>(
         let meta = fs::symlink_metadata(&path).map_err(failed)?;
         Ok(describe(&path, &meta))
     };
-    responses.send(&blocking(make).await?).await.map_err(gone)
+    responses.gather(&blocking(make).await?);
+    Ok(())
 }
 
 pub(crate) async fn rename<S: AsyncRead + AsyncWrite + Unpin>(
@@ -128,7 +130,8 @@ pub(crate) async fn rename<S: AsyncRead + AsyncWrite + Unpin>(
         let meta = fs::symlink_metadata(&to).map_err(|error| refusal("move", &to, &error))?;
         Ok(describe(&to, &meta))
     };
-    responses.send(&blocking(rename).await?).await.map_err(gone)
+    responses.gather(&blocking(rename).await?);
+    Ok(())
 }
 
 pub(crate) async fn remove<S: AsyncRead + AsyncWrite + Unpin>(
@@ -155,7 +158,8 @@ pub(crate) async fn remove<S: AsyncRead + AsyncWrite + Unpin>(
         remove_tree(&path).map_err(failed)
     };
     let removed = blocking(remove).await?;
-    responses.send(&RemoveFileResponse { removed }).await.map_err(gone)
+    responses.gather(&RemoveFileResponse { removed });
+    Ok(())
 }
 
 /// Removes a tree by descriptors, so that a directory that is swapped for a link meanwhile leads nowhere.

@@ -80,6 +80,7 @@ async fn read(sandbox: &Sandbox, path: &str, beneath: &str) -> Result<Vec<u8>, S
             },
             Frame::Status(status) if status.code.is_empty() => return Ok(content),
             Frame::Status(status) => return Err(status.code),
+            Frame::End => panic!("an answer has no end of requests"),
         }
     }
 }
@@ -97,6 +98,7 @@ async fn write(sandbox: &Sandbox, path: &str, beneath: &str) -> Result<(), Strin
             Frame::Message(_) => {}
             Frame::Status(status) if status.code.is_empty() => return Ok(()),
             Frame::Status(status) => return Err(status.code),
+            Frame::End => panic!("an answer has no end of requests"),
         }
     }
 }

@@ -41,7 +41,7 @@ impl Sandbox {
     pub(crate) fn call(&self, method: Method) -> Call {
         let mut call = self.connect();
         let mut bytes = BytesMut::new();
-        frame::encode_call(method.path(), "", "", &mut bytes);
+        frame::encode_call(method.path(), &mut bytes);
         call.pending = bytes;
         call
     }
@@ -108,7 +108,7 @@ impl Call {
     pub(crate) async fn message<M: Message + Default>(&mut self) -> M {
         match self.next().await {
             Frame::Message(bytes) => M::decode(bytes).expect("the method's message"),
-            Frame::Status(status) => panic!("{status:?} instead of a message"),
+            other => panic!("{other:?} instead of a message"),
         }
     }
 
@@ -125,7 +125,7 @@ impl Call {
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
         loop {
             match self.next().await {
-                Frame::Status(status) => panic!("{status:?} instead of an event"),
+                other @ (Frame::Status(_) | Frame::End) => panic!("{other:?} instead of an event"),
                 Frame::Message(bytes) => {
                     match v1::ProcessEvent::decode(bytes).expect("an event").kind.expect("known") {
                         process_event::Kind::Started(_) | process_event::Kind::InputTaken(_) => {}

@@ -2,6 +2,7 @@
 
 mod beneath;
 mod harness;
+mod kept;
 mod resume;
 
 use std::path::Path;
@@ -214,6 +215,7 @@ async fn files_are_written_whole_and_read_in_ranges() {
                 }
             }
             Frame::Status(status) => break assert_eq!(status.code, ""),
+            Frame::End => panic!("an answer has no end of requests"),
         }
     }
     assert!(seen == content[1_000_001..3_000_001]);
@@ -343,7 +345,7 @@ async fn hostile_peers_are_refused_and_the_agent_goes_on() {
     half.stream.shutdown().await.expect("half-close");
     assert_eq!(half.status().await.reason, "protocol");
     let mut unknown = sandbox.connect();
-    frame::encode_call("dispense.v1.ProcessService/Nothing", "", "", &mut unknown.pending);
+    frame::encode_call("dispense.v1.ProcessService/Nothing", &mut unknown.pending);
     let bytes = unknown.pending.split();
     unknown.stream.write_all(&bytes).await.expect("the agent reads");
     assert_eq!(unknown.status().await.code, "unimplemented");

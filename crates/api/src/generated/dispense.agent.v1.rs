@@ -10,6 +10,9 @@ pub struct Call {
     /// W3C trace context of the caller's span, which processes that are started get as TRACEPARENT; may be empty.
     #[prost(string, tag = "3")]
     pub traceparent: ::prost::alloc::string::String,
+    /// The caller may make another call on this connection.
+    #[prost(bool, tag = "4")]
+    pub keep: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Status {
@@ -29,6 +32,9 @@ pub struct Status {
     /// From the call to this status, in the agent: a sandbox exports no spans of its own.
     #[prost(uint64, tag = "5")]
     pub elapsed_us: u64,
+    /// The connection takes another call after the end of this one's requests.
+    #[prost(bool, tag = "6")]
+    pub kept: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetEnvironmentRequest {

@@ -1,6 +1,7 @@
 //! The agent of a fake box: says hello and reports, shuts down, and runs one kind of process, `count N`, which
 //! writes N bytes and ends. It has no files or ports, and says so.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -43,20 +44,27 @@ struct Peer {
     stream: DuplexStream,
     buffer: BytesMut,
     answer: BytesMut,
+    /// The stream takes another call after this one.
+    kept: bool,
 }
 
 impl Peer {
-    async fn message<M: Message + Default>(&mut self) -> Option<M> {
+    async fn frame(&mut self) -> Option<Frame> {
         let decoder = Decoder::new(limits::REQUEST_MESSAGE_MAX_BYTES);
         loop {
-            match decoder.decode(&mut self.buffer).ok()? {
-                Some(Frame::Message(bytes)) => return M::decode(bytes).ok(),
-                Some(Frame::Status(_)) => return None,
-                None => {}
+            if let Some(frame) = decoder.decode(&mut self.buffer).ok()? {
+                return Some(frame);
             }
             if self.stream.read_buf(&mut self.buffer).await.ok()? == 0 {
                 return None;
             }
+        }
+    }
+
+    async fn message<M: Message + Default>(&mut self) -> Option<M> {
+        match self.frame().await? {
+            Frame::Message(bytes) => M::decode(bytes).ok(),
+            Frame::Status(_) | Frame::End => None,
         }
     }
 
@@ -67,34 +75,47 @@ impl Peer {
     }
 
     async fn finish(&mut self, result: Result<(), Error>) {
-        frame::encode_status(&result.map_or_else(Status::from, |()| Status::default()), &mut self.answer);
+        let status = result.map_or_else(Status::from, |()| Status::default());
+        frame::encode_status(&Status { kept: self.kept, ..status }, &mut self.answer);
         let bytes = self.answer.split();
         // A caller that is gone needs no answer.
         let _ = self.stream.write_all(&bytes).await;
-        let _ = self.stream.shutdown().await;
+        if !self.kept {
+            let _ = self.stream.shutdown().await;
+        }
     }
 }
 
-/// Answers one call.
+/// Answers calls.
 pub(super) async fn serve(
     stream: DuplexStream,
     machine: &FakeMachine,
     sandbox: &SandboxId,
     mut ended: watch::Receiver<Option<BoxExit>>,
 ) -> Answered {
-    let mut peer = Peer { stream, buffer: BytesMut::new(), answer: BytesMut::new() };
-    let Some(call) = peer.message::<Call>().await else { return Answered::Done };
-    if Method::parse(&call.method) == Some(Method::Shutdown) {
-        let _ = peer.send(&ShutdownResponse::default()).await;
-        peer.finish(Ok(())).await;
-        return Answered::ShutDown;
-    }
+    let mut peer = Peer { stream, buffer: BytesMut::new(), answer: BytesMut::new(), kept: false };
     // When the box ends every stream is cut, as those of a dead agent.
     tokio::select! {
-        _ = answer(&mut peer, machine, sandbox, &call.method) => {}
-        _ = ended.wait_for(Option::is_some) => {}
+        answered = calls(&mut peer, machine, sandbox) => answered.unwrap_or(Answered::Done),
+        _ = ended.wait_for(Option::is_some) => Answered::Done,
     }
-    Answered::Done
+}
+
+async fn calls(peer: &mut Peer, machine: &FakeMachine, sandbox: &SandboxId) -> Option<Answered> {
+    loop {
+        let call = peer.message::<Call>().await?;
+        peer.kept = call.keep && !machine.old_agents.load(Ordering::Relaxed);
+        if Method::parse(&call.method) == Some(Method::Shutdown) {
+            let _ = peer.send(&ShutdownResponse::default()).await;
+            peer.finish(Ok(())).await;
+            return Some(Answered::ShutDown);
+        }
+        answer(peer, machine, sandbox, &call.method).await?;
+        while peer.kept && !matches!(peer.frame().await?, Frame::End) {}
+        if !peer.kept {
+            return None;
+        }
+    }
 }
 
 async fn answer(peer: &mut Peer, machine: &FakeMachine, sandbox: &SandboxId, method: &str) -> Option<()> {
@@ -165,7 +186,9 @@ async fn count(peer: &mut Peer, process: &FakeProcess, mut offset: u64) -> Optio
         tokio::time::sleep(CHUNK_INTERVAL).await;
     }
     let status = Some(v1::process_exited::Status::Code(0));
-    peer.send(&event(process_event::Kind::Exited(v1::ProcessExited { status, ..Default::default() }))).await?;
+    let exited = event(process_event::Kind::Exited(v1::ProcessExited { status, ..Default::default() }));
+    // It goes with the status.
+    frame::encode(&exited, &mut peer.answer);
     peer.finish(Ok(())).await;
     Some(())
 }

@@ -83,7 +83,7 @@ async fn call(
 ) -> Box<dyn ByteStream> {
     let mut stream = within("dial", backend.dial(sandbox)).await.expect("dial");
     let mut bytes = BytesMut::new();
-    frame::encode_call(method.path(), "", "", &mut bytes);
+    frame::encode_call(method.path(), &mut bytes);
     frame::encode(request, &mut bytes);
     stream.write_all(&bytes).await.expect("a fresh stream takes a call");
     stream.flush().await.expect("a fresh stream takes a call");

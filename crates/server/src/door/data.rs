@@ -3,22 +3,23 @@
 
 mod answer;
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::frame::{self, FrameError, HEADER_BYTES, Header};
+use dispense_api::frame::{Boundaries, FrameError, HEADER_BYTES, Header, Kind};
 use dispense_api::limits;
 use dispense_api::method::Method;
-use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use http::{Request, Response};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use prost::Message;
-use tokio::sync::mpsc;
 use tonic::body::Body;
 
 use super::{GRPC, Parts};
 use crate::auth::Principal;
+use crate::relay::session::{self, Outbound, Session};
 use answer::Answer;
 
 /// From the start of a call to the end of its first message.
@@ -44,12 +45,25 @@ pub(super) async fn call(
     let first = tokio::time::timeout(FIRST_MESSAGE_TIMEOUT, first_message(&mut body)).await;
     let (sandbox, begun) = first.map_err(|_| protocol("the first message did not come in time"))??;
     let route = parts.sandboxes.seen_by(caller).route(&sandbox, method, START_TIMEOUT).await?;
-    let stream = parts.relay.open(&route, &caller.origin.trace, START_TIMEOUT).await?;
+    let Session { inbound, outbound } = parts.relay.open(&route, &caller.origin.trace, START_TIMEOUT).await?;
     let mut head = BytesMut::with_capacity(begun.len() + 128);
-    frame::encode_call(method.path(), &caller.origin.request_id, &caller.origin.trace, &mut head);
+    session::call(method, &caller.origin, &mut head);
+    let refused = Arc::new(OnceLock::new());
+    let mut boundaries = Boundaries::new(limits::REQUEST_MESSAGE_MAX_BYTES);
+    boundaries.advance(&begun).map_err(malformed)?;
     head.extend_from_slice(&begun);
-    let uplink = tokio::spawn(send_up(body, head.freeze(), stream.outbound));
-    let mut response = Response::new(Answer::new(method, caller.origin.trace.clone(), stream.inbound, uplink));
+    // Most calls have one request, and its end comes with it.
+    let sent = if body.is_end_stream() && boundaries.between() {
+        outbound.send_last(head).await
+    } else {
+        outbound.send(head.freeze()).await
+    };
+    if !sent {
+        return Err(Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone"));
+    }
+    let up = Up { outbound, boundaries, refused: refused.clone() };
+    let uplink = tokio::spawn(up.send(body));
+    let mut response = Response::new(Answer::new(method, caller.origin.trace.clone(), inbound, uplink, refused));
     response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC);
     Ok(response)
 }
@@ -59,8 +73,8 @@ async fn first_message(body: &mut Body) -> Result<(String, Bytes), Error> {
     let mut begun = BytesMut::new();
     loop {
         if let Some(header) = Header::peek(&begun, limits::REQUEST_MESSAGE_MAX_BYTES).map_err(malformed)? {
-            if header.is_status {
-                return Err(protocol("a request has no frame with flags 0x80"));
+            if header.kind != Kind::Message {
+                return Err(malformed(FrameError::UnknownFlags(begun[0])));
             }
             if begun.len() >= HEADER_BYTES + header.len {
                 let message = begun.get(HEADER_BYTES..HEADER_BYTES + header.len).unwrap_or_default();
@@ -79,27 +93,40 @@ async fn first_message(body: &mut Body) -> Result<(String, Bytes), Error> {
     }
 }
 
-/// Passes the request's bytes to the agent. The end of the body is the end of this direction only.
-async fn send_up(mut body: Body, head: Bytes, outbound: mpsc::Sender<SessionFrame>) {
-    let send = async |kind| outbound.send(SessionFrame { kind: Some(kind) }).await.is_ok();
-    if !send(Kind::Data(head)).await {
-        return;
-    }
-    while let Some(next) = body.frame().await {
-        let kind = match next.map(|next| next.into_data()) {
-            Ok(Ok(data)) => Kind::Data(data),
-            // Trailers of a request say nothing.
-            Ok(Err(_)) => continue,
-            Err(error) => Kind::Reset(format!("the caller is gone: {error}")),
-        };
-        let last = matches!(kind, Kind::Reset(_));
-        if !send(kind).await || last {
-            return;
+/// The way of a request's bytes to the agent. They pass unopened, but only as whole messages: what is none would be taken for
+/// the server's own words.
+struct Up {
+    outbound: Outbound,
+    boundaries: Boundaries,
+    /// Why the caller's bytes are not passed on.
+    refused: Arc<OnceLock<Error>>,
+}
+
+impl Up {
+    /// Passes the rest of a body on. Its end is the end of this direction only.
+    async fn send(mut self, mut body: Body) {
+        while let Some(next) = body.frame().await {
+            match next.map(http_body::Frame::into_data) {
+                Ok(Ok(data)) if self.pass(data.clone()).await => {}
+                Ok(Ok(_)) => return,
+                // Trailers of a request say nothing.
+                Ok(Err(_)) => {}
+                Err(error) => return self.outbound.reset(format!("the caller is gone: {error}")).await,
+            }
         }
+        self.outbound.end_requests(self.boundaries.between()).await;
     }
-    if send(Kind::Eof(true)).await {
-        // The stream's other direction goes on; it ends when the runner ends it or the caller is gone.
-        outbound.closed().await;
+
+    /// Passes bytes on; `false` when there is nothing more to pass.
+    async fn pass(&mut self, bytes: Bytes) -> bool {
+        let Err(error) = self.boundaries.advance(&bytes).map_err(malformed) else {
+            return self.outbound.send(bytes).await;
+        };
+        let why = error.message.clone();
+        // It is set once.
+        let _ = self.refused.set(error);
+        self.outbound.reset(why).await;
+        false
     }
 }
 

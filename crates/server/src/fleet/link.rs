@@ -27,7 +27,9 @@ use crate::auth::keys::{credential, unauthenticated};
 use crate::auth::secret::{CREDENTIAL_PREFIX, hash, random, same};
 use crate::door::inside::InsideDoor;
 use crate::planted;
-use crate::relay::{AgentStream, Relay};
+use crate::relay::Relay;
+use crate::relay::session::Frames;
+use crate::sandbox::lifecycle::BoxFact;
 use crate::sandbox::service::Sandboxes;
 use crate::store::runners;
 
@@ -92,6 +94,7 @@ impl RunnerLinkService for RunnerLinks {
                 () = links.read(&id, inbound) => {}
             }
             links.sandboxes.fleet.detach(&id, serial);
+            links.relay.cut(serial);
             // Also ends the answer's stream, when it was the runner that ended.
             cancel.cancel();
             tracing::info!(runner = %id, "runner disconnected");
@@ -115,7 +118,7 @@ impl RunnerLinkService for RunnerLinks {
         };
         let session: SessionId = session.parse().map_err(|_| protocol("`accept` is not the id of a session"))?;
         let (outbound, frames) = mpsc::channel(SESSION_FRAMES);
-        self.relay.accept(&runner, &session, AgentStream { inbound, outbound })?;
+        self.relay.accept(&runner, &session, Frames { inbound, outbound })?;
         Ok(Response::new(Box::pin(ReceiverStream::new(frames).map(Ok))))
     }
 
@@ -225,7 +228,11 @@ impl RunnerLinks {
     async fn take(&self, id: &RunnerId, message: RunnerMessage) -> Result<(), Error> {
         match message.kind {
             Some(runner_message::Kind::Box(message)) => {
-                self.sandboxes.box_reported(id, hello::box_report(message)?).await
+                let report = hello::box_report(message)?;
+                if report.fact != BoxFact::Running {
+                    self.relay.ended(&report.sandbox);
+                }
+                self.sandboxes.box_reported(id, report).await
             }
             Some(runner_message::Kind::Agent(report)) => {
                 let sandbox: SandboxId =

@@ -4,7 +4,6 @@
 //! What the agent answers is hostile until parsed: frames are bounded, and what does not decode ends the call.
 
 use std::io;
-use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -13,28 +12,41 @@ use dispense_api::error::{Code, Error, reason};
 use dispense_api::frame::{self, Decoder, Frame};
 use dispense_api::limits;
 use dispense_api::method::Method;
-use dispense_api::runner::{SessionFrame, session_frame::Kind};
-use futures_util::Stream;
+use futures_util::FutureExt;
 use prost::Message;
-use tokio::sync::mpsc;
-use tonic::Streaming;
 
-use super::{AgentStream, Origin, Relay, Route};
+use super::session::{self, Inbound, Outbound, Session};
+use super::{Origin, Relay, Route};
 
-/// The answers of a call.
+/// The answers of a call. When it is dropped before the last one, the call is cancelled.
 pub(crate) struct Answers {
-    inbound: Streaming<SessionFrame>,
+    inbound: Inbound,
+    requests: Requests,
     decoder: Decoder,
     /// Bytes of the session that are no whole frame yet.
     begun: BytesMut,
 }
 
-/// The requests of a call after the first. Dropping it ends the call's requests for the agent, as a caller who is gone.
+/// The requests of a call after the first.
 #[derive(Clone)]
-pub(crate) struct Requests(pub(super) mpsc::Sender<SessionFrame>);
+pub(crate) struct Requests(pub(super) Outbound);
 
 impl Relay {
-    /// Calls a method; `timeout` is for a sandbox that is starting.
+    /// Calls a method with one request; `timeout` is for a sandbox that is starting.
+    pub(crate) async fn ask(
+        &self,
+        route: &Route,
+        method: Method,
+        origin: &Origin,
+        request: &impl Message,
+        timeout: Duration,
+    ) -> Result<Answers, Error> {
+        let (answers, head) = self.begin(route, method, origin, request, timeout).await?;
+        let sent = answers.requests.0.send_last(head).await;
+        sent.then_some(answers).ok_or_else(gone)
+    }
+
+    /// The same for a method that takes more requests than this first one.
     pub(crate) async fn call(
         &self,
         route: &Route,
@@ -42,16 +54,31 @@ impl Relay {
         origin: &Origin,
         first: &impl Message,
         timeout: Duration,
-    ) -> Result<(Requests, Answers), Error> {
-        let AgentStream { inbound, outbound } = self.open(route, &origin.trace, timeout).await?;
-        let mut head = BytesMut::new();
-        frame::encode_call(method.path(), &origin.request_id, &origin.trace, &mut head);
-        frame::encode(first, &mut head);
-        let frame = SessionFrame { kind: Some(Kind::Data(head.freeze())) };
-        outbound.send(frame).await.map_err(|_| gone())?;
-        let decoder = Decoder::new(limits::RESPONSE_MESSAGE_MAX_BYTES);
-        Ok((Requests(outbound), Answers { inbound, decoder, begun: BytesMut::new() }))
+    ) -> Result<Answers, Error> {
+        let (answers, head) = self.begin(route, method, origin, first, timeout).await?;
+        let sent = answers.requests.0.send(head.freeze()).await;
+        sent.then_some(answers).ok_or_else(gone)
     }
+
+    async fn begin(
+        &self,
+        route: &Route,
+        method: Method,
+        origin: &Origin,
+        first: &impl Message,
+        timeout: Duration,
+    ) -> Result<(Answers, BytesMut), Error> {
+        let Session { inbound, outbound } = self.open(route, &origin.trace, timeout).await?;
+        let mut head = BytesMut::new();
+        session::call(method, origin, &mut head);
+        frame::encode(first, &mut head);
+        let decoder = Decoder::new(limits::RESPONSE_MESSAGE_MAX_BYTES);
+        Ok((Answers { inbound, requests: Requests(outbound), decoder, begun: BytesMut::new() }, head))
+    }
+}
+
+fn gone() -> Error {
+    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone")
 }
 
 impl Requests {
@@ -59,19 +86,23 @@ impl Requests {
     pub(crate) async fn send(&self, message: &impl Message) -> bool {
         let mut bytes = BytesMut::new();
         frame::encode(message, &mut bytes);
-        self.0.send(SessionFrame { kind: Some(Kind::Data(bytes.freeze())) }).await.is_ok()
-    }
-}
-
-impl Requests {
-    /// Says that there are no more; the answers go on as long as this lives.
-    pub(crate) async fn end(&self) {
-        // An agent that has answered already needs no end.
-        let _ = self.0.send(SessionFrame { kind: Some(Kind::Eof(true)) }).await;
+        self.0.send(bytes.freeze()).await
     }
 }
 
 impl Answers {
+    /// For the requests after the first.
+    pub(crate) fn requests(&self) -> Requests {
+        self.requests.clone()
+    }
+
+    /// The message of a method that answers with one.
+    pub(crate) async fn only<M: Message + Default>(mut self) -> Result<M, Error> {
+        let answer = self.next().await?.ok_or_else(broken)?;
+        // The session takes the next call when this one has ended.
+        self.next::<()>().await?.map_or(Ok(answer), |()| Err(broken()))
+    }
+
     /// The next message; `None` when the agent has answered all.
     ///
     /// CANCEL SAFETY: what was read stays in the buffer.
@@ -82,21 +113,34 @@ impl Answers {
                 Ok(error) => Err(error),
                 Err(()) => Ok(None),
             },
+            Ok(Frame::End) => Err(broken()),
             Err(error) => Err(lost(&error)),
         }
+    }
+
+    /// When the last message has come that the caller wants: takes the status too, if it has come with it, so that the
+    /// session takes the next call.
+    pub(crate) fn settle(&mut self) {
+        // Else the call is cancelled, which is no loss.
+        let _ = self.next::<()>().now_or_never();
     }
 
     /// The next frame.
     pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Frame>> {
         loop {
             match self.decoder.decode(&mut self.begun) {
-                Ok(Some(frame)) => return Poll::Ready(Ok(frame)),
+                Ok(Some(frame)) => {
+                    if let Frame::Status(status) = &frame {
+                        self.inbound.over(status.kept && self.begun.is_empty());
+                    }
+                    return Poll::Ready(Ok(frame));
+                }
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Err(io::Error::other(error))),
             }
-            match ready!(Pin::new(&mut self.inbound).poll_next(context)) {
-                Some(Ok(SessionFrame { kind: Some(Kind::Data(data)) })) => self.begun.extend_from_slice(&data),
-                _ => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            match ready!(self.inbound.poll_data(context)) {
+                Ok(data) => self.begun.extend_from_slice(&data),
+                Err(_) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             }
         }
     }
@@ -111,8 +155,4 @@ pub(super) fn lost(error: &io::Error) -> Error {
 /// An answer that no honest agent gives.
 pub(crate) fn broken() -> Error {
     Error::new(Code::Internal, reason::PROTOCOL, "the sandbox's agent broke the protocol")
-}
-
-fn gone() -> Error {
-    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone")
 }

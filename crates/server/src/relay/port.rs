@@ -5,17 +5,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::frame::{self, Frame};
+use dispense_api::frame::Frame;
 use dispense_api::method::Method;
-use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use dispense_api::v1::{OpenPortRequest, OpenPortResponse, open_port_request, open_port_response};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio_util::sync::PollSender;
 
 use super::call::{Answers, broken, lost};
+use super::session::PolledOutbound;
 use super::{Origin, Relay, Route};
 
 /// For the last bytes, to a program that may not read them.
@@ -28,7 +27,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The stream. Each direction ends by itself.
 pub(crate) struct PortStream {
     answers: Answers,
-    outbound: PollSender<SessionFrame>,
+    outbound: PolledOutbound,
     /// Bytes of the port that were not read yet.
     unread: Bytes,
     read_ended: bool,
@@ -48,10 +47,10 @@ impl Relay {
 
     async fn open_port(&self, route: &Route, first: OpenPortRequest, timeout: Duration) -> Result<PortStream, Error> {
         let (port, first) = (first.port, OpenPortRequest { sandbox: route.sandbox.to_string(), ..first });
-        let (requests, answers) = self.call(route, Method::OpenPort, &Origin::default(), &first, timeout).await?;
+        let answers = self.call(route, Method::OpenPort, &Origin::default(), &first, timeout).await?;
         let mut stream = PortStream {
+            outbound: answers.requests().0.polled(),
             answers,
-            outbound: PollSender::new(requests.0),
             unread: Bytes::new(),
             read_ended: false,
             write_ended: false,
@@ -95,6 +94,7 @@ impl PortStream {
                 Some(open_port_response::Kind::Connected(_)) => Poll::Ready(Ok(())),
                 _ => Poll::Ready(Err(broken())),
             },
+            Ok(Frame::End) => Poll::Ready(Err(broken())),
             Ok(Frame::Status(status)) => Poll::Ready(Err(Error::try_from(status).unwrap_or_else(|()| broken()))),
             Err(error) => Poll::Ready(Err(lost(&error))),
         }
@@ -102,11 +102,8 @@ impl PortStream {
 
     /// Sends one message, when there is room for it.
     fn poll_send(&mut self, context: &mut Context<'_>, message: OpenPortRequest) -> Poll<io::Result<()>> {
-        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
-        ready!(self.outbound.poll_reserve(context)).map_err(gone)?;
-        let mut bytes = BytesMut::new();
-        frame::encode(&message, &mut bytes);
-        Poll::Ready(self.outbound.send_item(SessionFrame { kind: Some(Kind::Data(bytes.freeze())) }).map_err(gone))
+        ready!(self.outbound.poll_ready(context))?;
+        Poll::Ready(self.outbound.send(&message))
     }
 }
 
@@ -127,6 +124,7 @@ impl AsyncRead for PortStream {
                     Some(open_port_response::Kind::Eof(_)) => self.read_ended = true,
                     Some(open_port_response::Kind::Connected(_)) | None => {}
                 },
+                Frame::End => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
                 Frame::Status(status) if status.code.is_empty() => self.read_ended = true,
                 Frame::Status(status) => return Poll::Ready(Err(io::Error::other(status.message))),
             }

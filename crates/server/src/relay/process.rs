@@ -16,7 +16,7 @@ use prost::Message;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::call::{Answers, Requests, broken};
+use super::call::{Answers, broken};
 use super::{Origin, Relay, Route};
 use crate::auth::secret::random;
 
@@ -89,19 +89,16 @@ struct Link {
 impl Link {
     fn new<M: Message>(
         answers: Answers,
-        requests: Requests,
         input: Arc<Outbox>,
         wrap: impl Fn(ProcessInput) -> M + Send + 'static,
     ) -> Self {
-        let connection = input.begin();
+        let (connection, requests) = (input.begin(), answers.requests());
         let pump = tokio::spawn(async move {
             while let Some(item) = input.next(connection).await {
                 if !requests.send(&wrap(item)).await {
                     break;
                 }
             }
-            // The answers go on as long as the requests live.
-            std::future::pending().await
         });
         Self { answers, pump }
     }
@@ -125,9 +122,8 @@ impl Ticket {
         let process = Some((&self.started).into());
         let request = SignalProcessRequest { sandbox: self.route.sandbox.to_string(), process, signal };
         let origin = Origin::default();
-        let call = relay.call(&self.route, Method::SignalProcess, &origin, &request, CALL_TIMEOUT);
-        let (_requests, mut answers) = call.await?;
-        answers.next().await?.ok_or_else(broken)
+        let call = relay.ask(&self.route, Method::SignalProcess, &origin, &request, CALL_TIMEOUT);
+        call.await?.only().await
     }
 
     /// Leaves the process, as a terminal does that is hung up. A shell that is just starting loses the signal, so it is
@@ -156,10 +152,10 @@ impl Process {
         let first = RunProcessRequest { sandbox, kind: Some(run_process_request::Kind::Start(start)) };
         let origin = Origin::default();
         let call = relay.call(&route, Method::RunProcess, &origin, &first, CALL_TIMEOUT);
-        let (requests, mut answers) = call.await?;
+        let mut answers = call.await?;
         let started = started(&mut answers).await?;
         let ticket = Ticket { route, started, writer, input: Arc::default() };
-        let link = Link::new(answers, requests, ticket.input.clone(), |input| RunProcessRequest {
+        let link = Link::new(answers, ticket.input.clone(), |input| RunProcessRequest {
             sandbox: String::new(),
             kind: Some(run_process_request::Kind::Input(input)),
         });
@@ -194,12 +190,12 @@ impl Process {
         let first = AttachProcessRequest { sandbox, kind };
         let origin = Origin::default();
         let call = self.relay.call(route, Method::AttachProcess, &origin, &first, CALL_TIMEOUT);
-        let (requests, mut answers) = call.await?;
+        let mut answers = call.await?;
         // An agent of an older version does not look at when.
         if started(&mut answers).await?.started_at != process.started_at {
             return Err(Error::process_replaced(process.pid));
         }
-        Ok(Link::new(answers, requests, input.clone(), |input| AttachProcessRequest {
+        Ok(Link::new(answers, input.clone(), |input| AttachProcessRequest {
             sandbox: String::new(),
             kind: Some(attach_process_request::Kind::Input(input)),
         }))
@@ -234,6 +230,7 @@ impl Process {
                 Some(process_event::Kind::InputTaken(taken)) => self.ticket.input.taken(taken.offset),
                 Some(process_event::Kind::Exited(exited)) => {
                     self.ticket.input.close();
+                    link.answers.settle();
                     return Ok(Event::Exited(exited));
                 }
                 Some(process_event::Kind::Started(_)) | None => {}

@@ -2,23 +2,24 @@
 //! `Status` frame becomes the trailers. What an agent sends is hostile until it is parsed.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use dispense_api::agent;
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::frame::{HEADER_BYTES, Header};
+use dispense_api::frame::{HEADER_BYTES, Header, Kind};
 use dispense_api::limits;
 use dispense_api::method::Method;
-use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use dispense_api::trace::Span;
-use futures_util::Stream;
 use http::HeaderMap;
 use http_body::Frame;
 use prost::Message;
 use tokio::task::JoinHandle;
-use tonic::{Status, Streaming};
+use tonic::Status;
+
+use crate::relay::session::Inbound;
 
 /// A status has a sentence and some details.
 const STATUS_MAX_BYTES: usize = 64 << 10;
@@ -40,8 +41,10 @@ pub(crate) struct Answer {
     method: Method,
     /// Of the request.
     trace: String,
-    inbound: Streaming<SessionFrame>,
+    inbound: Inbound,
     uplink: JoinHandle<()>,
+    /// Why the caller's bytes were not passed on.
+    refused: Arc<OnceLock<Error>>,
     scan: Scan,
     /// Bytes that came and were not passed on yet.
     chunk: Bytes,
@@ -49,8 +52,15 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(method: Method, trace: String, inbound: Streaming<SessionFrame>, uplink: JoinHandle<()>) -> Self {
-        Self { method, trace, inbound, uplink, scan: Scan::Header(BytesMut::new()), chunk: Bytes::new(), ended: false }
+    pub(super) fn new(
+        method: Method,
+        trace: String,
+        inbound: Inbound,
+        uplink: JoinHandle<()>,
+        refused: Arc<OnceLock<Error>>,
+    ) -> Self {
+        let (scan, chunk) = (Scan::Header(BytesMut::new()), Bytes::new());
+        Self { method, trace, inbound, uplink, refused, scan, chunk, ended: false }
     }
 
     /// Takes from the chunk what can be passed on; `Ok(None)` when more must come.
@@ -65,6 +75,7 @@ impl Answer {
                     }
                     return Ok(Some(Frame::data(data)));
                 }
+                Scan::Status(_, len) if *len > STATUS_MAX_BYTES => return Err(broken("its status is too long")),
                 Scan::Status(status, len) => {
                     let part = self.chunk.split_to((*len - status.len()).min(self.chunk.len()));
                     status.extend_from_slice(&part);
@@ -73,6 +84,7 @@ impl Answer {
                             agent::Status::decode(&**status).map_err(|_| broken("its status does not decode"))?;
                         let elapsed = Duration::from_micros(status.elapsed_us).min(ELAPSED_MAX);
                         Span::ended(format!("agent {}", self.method.path()), &self.trace, elapsed);
+                        self.inbound.over(status.kept && self.chunk.is_empty());
                         return Ok(Some(Frame::trailers(trailers(status))));
                     }
                 }
@@ -115,20 +127,19 @@ impl Answer {
         let header = Header::peek(begun, limits::RESPONSE_MESSAGE_MAX_BYTES);
         match header {
             Ok(None) => None,
-            Ok(Some(header)) if header.is_status => {
-                let len = header.len.min(STATUS_MAX_BYTES);
+            Ok(Some(Header { kind: Kind::Status, len })) => {
                 self.scan = Scan::Status(BytesMut::new(), len);
+                None
+            }
+            // The next look at the chunk tells it as an error.
+            Err(_) | Ok(Some(Header { kind: Kind::End, .. })) => {
+                self.chunk = std::mem::take(begun).freeze();
                 None
             }
             Ok(Some(header)) => {
                 let bytes = begun.split().freeze();
                 self.scan = if header.len == 0 { Scan::Header(BytesMut::new()) } else { Scan::Message(header.len) };
                 Some(bytes)
-            }
-            // The next look at the chunk tells it as an error.
-            Err(_) => {
-                self.chunk = std::mem::take(begun).freeze();
-                None
             }
         }
     }
@@ -147,8 +158,10 @@ fn whole_messages(chunk: &[u8]) -> Result<Option<usize>, Error> {
         Header::peek(&chunk[end..], limits::RESPONSE_MESSAGE_MAX_BYTES).map_err(|error| broken(&error.to_string()))?
     {
         let next = end + HEADER_BYTES + header.len;
-        if header.is_status || next > chunk.len() {
-            break;
+        match header.kind {
+            Kind::End => return Err(broken("an answer has no end of requests")),
+            Kind::Message if next <= chunk.len() => {}
+            Kind::Message | Kind::Status => break,
         }
         end = next;
     }
@@ -175,20 +188,13 @@ impl http_body::Body for Answer {
                 Ok(None) => {}
                 Err(error) => return Poll::Ready(Some(Ok(self.end(error)))),
             }
-            let next = ready!(Pin::new(&mut self.inbound).poll_next(context));
-            let why = match next {
-                Some(Ok(SessionFrame { kind: Some(Kind::Data(data)) })) => {
-                    self.chunk = data;
-                    continue;
+            match ready!(self.inbound.poll_data(context)) {
+                Ok(data) => self.chunk = data,
+                Err(why) => {
+                    let error = self.refused.get().cloned().unwrap_or_else(|| lost(&why));
+                    return Poll::Ready(Some(Ok(self.end(error))));
                 }
-                Some(Ok(SessionFrame { kind: Some(Kind::Reset(why)) })) => why,
-                Some(Ok(SessionFrame { kind: Some(Kind::Eof(_)) })) => "it ended".to_owned(),
-                Some(Ok(_)) => "its runner sent a frame that does not belong there".to_owned(),
-                Some(Err(status)) => format!("its runner is gone: {}", status.message()),
-                None => "its runner is gone".to_owned(),
-            };
-            let frame = self.end(lost(&why));
-            return Poll::Ready(Some(Ok(frame)));
+            }
         }
     }
 }

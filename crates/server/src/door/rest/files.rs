@@ -30,6 +30,7 @@ use crate::auth::Principal;
 use crate::clock::micros;
 use crate::door::openapi::BYTES;
 use crate::door::{range_outside, read_away};
+use crate::relay::Route;
 use crate::relay::call::{Answers, Requests, broken};
 use crate::sandbox::spec::invalid;
 
@@ -196,15 +197,15 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
+    async fn route(&self, method: Method) -> Result<Route, Error> {
+        self.parts.sandboxes.seen_by(self.caller).route(self.sandbox, method, START_TIMEOUT).await
+    }
+
     /// Calls a method of the agent with a request that names the sandbox.
-    async fn call<M: Message>(
-        &self,
-        method: Method,
-        request: impl FnOnce(String) -> M,
-    ) -> Result<(Requests, Answers), Error> {
-        let route = self.parts.sandboxes.seen_by(self.caller).route(self.sandbox, method, START_TIMEOUT).await?;
-        let first = request(route.sandbox.to_string());
-        self.parts.relay.call(&route, method, &self.caller.origin, &first, START_TIMEOUT).await
+    async fn ask<M: Message>(&self, method: Method, request: impl FnOnce(String) -> M) -> Result<Answers, Error> {
+        let route = self.route(method).await?;
+        let request = request(route.sandbox.to_string());
+        self.parts.relay.ask(&route, method, &self.caller.origin, &request, START_TIMEOUT).await
     }
 
     /// The one answer of a method.
@@ -213,8 +214,7 @@ impl Files<'_> {
         method: Method,
         request: impl FnOnce(String) -> M,
     ) -> Result<A, Error> {
-        let (_requests, mut answers) = self.call(method, request).await?;
-        answers.next().await?.ok_or_else(broken)
+        self.ask(method, request).await?.only().await
     }
 
     async fn look(&self, path: &str, follow: bool) -> Result<v1::File, Error> {
@@ -259,7 +259,7 @@ pub(super) async fn read(
         length: window.map_or(0, |window| window.length),
         beneath: String::new(),
     };
-    let (requests, mut answers) = files.call(Method::ReadFile, request).await?;
+    let mut answers = files.ask(Method::ReadFile, request).await?;
     let first: v1::ReadFileResponse = answers.next().await?.ok_or_else(broken)?;
     let Some(read_file_response::Kind::File(file)) = first.kind else { return Err(broken().into()) };
     // It may have shrunk since it was looked at.
@@ -273,7 +273,7 @@ pub(super) async fn read(
     // What the kernel makes up as it is read has the size 0, and a device has none.
     let sized = file.kind() == v1::FileKind::Regular && file.size > 0;
     let length = window.map(|window| window.length).or(sized.then_some(file.size));
-    let mut response = Body::from_stream(content(requests, answers, length)).into_response();
+    let mut response = Body::from_stream(content(answers, length)).into_response();
     let head = response.headers_mut();
     head.insert(header::CONTENT_TYPE, HeaderValue::from_static(BYTES));
     // A browser makes no page of it.
@@ -290,9 +290,8 @@ pub(super) async fn read(
 
 /// The data of a read, so many bytes where that is known: a file that grows meanwhile is cut there, one that shrinks is
 /// an error, so that nobody takes half of it for the whole.
-fn content(requests: Requests, answers: Answers, length: Option<u64>) -> impl Stream<Item = io::Result<Bytes>> {
-    // The agent takes the end of the requests for a caller who is gone.
-    stream::try_unfold((requests, answers, length), |(requests, mut answers, left)| async move {
+fn content(answers: Answers, length: Option<u64>) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold((answers, length), |(mut answers, left)| async move {
         if left == Some(0) {
             return Ok(None);
         }
@@ -307,7 +306,10 @@ fn content(requests: Requests, answers: Answers, length: Option<u64>) -> impl St
             data.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             left - data.len() as u64
         });
-        Ok(Some((data, (requests, answers, left))))
+        if left == Some(0) {
+            answers.settle();
+        }
+        Ok(Some((data, (answers, left))))
     })
 }
 
@@ -340,9 +342,11 @@ impl Files<'_> {
         let WriteQuery { path, owner, parents, exclusive, .. } = query;
         let open = v1::WriteFile { path, mode, owner, parents, exclusive, beneath: String::new() };
         let open = Some(write_file_request::Kind::Open(open));
-        let call = self.call(Method::WriteFile, |sandbox| v1::WriteFileRequest { sandbox, kind: open });
-        let (requests, mut answers) = call.await?;
-        let answer = answers.next::<v1::File>();
+        let route = self.route(Method::WriteFile).await?;
+        let first = v1::WriteFileRequest { sandbox: route.sandbox.to_string(), kind: open };
+        let call = self.parts.relay.call(&route, Method::WriteFile, &self.caller.origin, &first, START_TIMEOUT);
+        let answers = call.await?;
+        let (requests, answer) = (answers.requests(), answers.only());
         tokio::pin!(answer);
         // An agent that refuses says so before the content has come.
         let answer = tokio::select! {
@@ -352,7 +356,7 @@ impl Files<'_> {
                 answer.await
             }
         };
-        answer?.ok_or_else(broken)
+        answer
     }
 }
 
@@ -399,7 +403,7 @@ pub(super) async fn list(
     let Query(DirectoryListQuery { path, depth }) = query.map_err(|error| bad_query(&error))?;
     let files = Files { parts: &parts, caller: &caller, sandbox: &id };
     let request = |sandbox| v1::ListDirectoryRequest { sandbox, path, depth, beneath: String::new() };
-    let (_requests, mut answers) = files.call(Method::ListDirectory, request).await?;
+    let mut answers = files.ask(Method::ListDirectory, request).await?;
     let (mut found, mut bytes) = (Vec::new(), 0);
     while let Some(batch) = answers.next::<v1::ListDirectoryResponse>().await? {
         bytes += batch.encoded_len();

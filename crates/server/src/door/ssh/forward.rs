@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::START_TIMEOUT;
 use crate::door::pulse::Pulse;
-use crate::relay::call::{Answers, Requests, broken};
+use crate::relay::call::{Answers, broken};
 use crate::relay::{Origin, Relay, Route};
 
 /// Which channels connections become.
@@ -34,17 +34,16 @@ pub(super) struct Listener {
     relay: Arc<Relay>,
     route: Route,
     answers: Answers,
-    _requests: Requests,
 }
 
 impl Listener {
     pub(super) async fn open(relay: Arc<Relay>, route: Route, at: listen_port_request::At) -> Result<Self, Error> {
         let request = ListenPortRequest { sandbox: route.sandbox.to_string(), at: Some(at) };
         let origin = Origin::default();
-        let call = relay.call(&route, Method::ListenPort, &origin, &request, START_TIMEOUT);
-        let (_requests, mut answers) = call.await?;
+        let call = relay.ask(&route, Method::ListenPort, &origin, &request, START_TIMEOUT);
+        let mut answers = call.await?;
         match answers.next::<ListenPortResponse>().await?.and_then(|response| response.kind) {
-            Some(listen_port_response::Kind::Listening(at)) => Ok(Self { at, relay, route, answers, _requests }),
+            Some(listen_port_response::Kind::Listening(at)) => Ok(Self { at, relay, route, answers }),
             _ => Err(broken()),
         }
     }

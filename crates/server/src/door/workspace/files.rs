@@ -61,8 +61,8 @@ impl Client {
             depth: 1,
             beneath: ROOT.to_owned(),
         };
-        let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::ListDirectory, &Origin::default(), &request, START_TIMEOUT).await?;
+        let mut answers =
+            self.parts.relay.ask(&route, Method::ListDirectory, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut files = Vec::new();
         while let Some(v1::ListDirectoryResponse { files: batch }) = answers.next().await? {
             files.extend(batch);
@@ -94,8 +94,8 @@ impl Client {
             length: max as u64 + 1,
             beneath: ROOT.to_owned(),
         };
-        let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::ReadFile, &Origin::default(), &request, START_TIMEOUT).await?;
+        let mut answers =
+            self.parts.relay.ask(&route, Method::ReadFile, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut bytes = Vec::new();
         while let Some(v1::ReadFileResponse { kind }) = answers.next().await? {
             if let Some(read_file_response::Kind::Data(data)) = kind {
@@ -124,9 +124,9 @@ impl Client {
             sandbox: route.sandbox.to_string(),
             kind: Some(write_file_request::Kind::Open(open)),
         };
-        let (requests, mut answers) =
+        let answers =
             self.parts.relay.call(&route, Method::WriteFile, &Origin::default(), &first, START_TIMEOUT).await?;
-        let content = Bytes::from(content);
+        let (requests, content) = (answers.requests(), Bytes::from(content));
         let chunks = (0..content.len()).step_by(limits::DATA_CHUNK_BYTES);
         let chunks = chunks.map(|at| content.slice(at..content.len().min(at + limits::DATA_CHUNK_BYTES)));
         // An empty one says that the content is whole.
@@ -138,7 +138,7 @@ impl Client {
                 break;
             }
         }
-        answers.next::<v1::File>().await.map(drop)
+        answers.only::<v1::File>().await.map(drop)
     }
 }
 

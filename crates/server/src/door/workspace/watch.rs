@@ -93,8 +93,8 @@ impl Client {
         let route = self.route(Method::WatchFiles).await?;
         let request =
             v1::WatchFilesRequest { sandbox: route.sandbox.to_string(), path: ROOT.to_owned(), recursive: true };
-        let (_requests, mut answers) =
-            self.parts.relay.call(&route, Method::WatchFiles, &Origin::default(), &request, START_TIMEOUT).await?;
+        let mut answers =
+            self.parts.relay.ask(&route, Method::WatchFiles, &Origin::default(), &request, START_TIMEOUT).await?;
         let mut ignored = Ignored::default();
         while let Some(burst) = next_burst(&mut answers).await? {
             if burst.everything {
