@@ -43,6 +43,8 @@ pub(crate) struct Responses<S> {
     writer: WriteHalf<S>,
     buffer: BytesMut,
     begun: Instant,
+    /// A message was begun and not ended: nothing can follow.
+    torn: bool,
 }
 
 /// For what is still on its way when a call has been answered.
@@ -55,7 +57,7 @@ pub(crate) fn split<S: AsyncRead + AsyncWrite>(stream: S, gone: Gone) -> (Reques
     let (reader, writer) = tokio::io::split(stream);
     let decoder = Decoder::new(limits::REQUEST_MESSAGE_MAX_BYTES);
     let requests = Requests { reader, buffer: BytesMut::new(), decoder, gone, end: None, trace: String::new() };
-    (requests, Responses { writer, buffer: BytesMut::new(), begun: Instant::now() })
+    (requests, Responses { writer, buffer: BytesMut::new(), begun: Instant::now(), torn: false })
 }
 
 fn protocol(message: impl Into<String>) -> Error {
@@ -98,8 +100,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Requests<S> {
     /// After an answer: passes over what the caller had still to say. `true` when the stream takes another call.
     pub(crate) async fn finish(&mut self) -> bool {
         let ended = async {
-            // Of any message: an empty one takes every field as unknown.
-            while let Ok(Some(())) = self.next::<()>().await {}
+            while self.end.is_none() {
+                match self.decoder.decode(&mut self.buffer) {
+                    Ok(Some(Frame::Message(_))) => {}
+                    Ok(Some(Frame::End)) => self.end = Some(End::Frame),
+                    Ok(None) if matches!(self.reader.read_buf(&mut self.buffer).await, Ok(1..)) => {}
+                    _ => self.end = Some(End::Stream),
+                }
+            }
         };
         if tokio::time::timeout(END_TIMEOUT, ended).await.is_err() || self.end != Some(End::Frame) {
             return false;
@@ -145,6 +153,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responses<S> {
             self.buffer.extend_from_slice(&payload);
             return Ok(());
         }
+        // A caller's mistake may end the call in the midst of this.
+        self.torn = true;
         while !self.buffer.is_empty() {
             let slices = [IoSlice::new(&self.buffer), IoSlice::new(&payload)];
             let count = self.writer.write_vectored(&slices).await?;
@@ -156,6 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responses<S> {
             payload.advance(count - of_head);
         }
         self.writer.write_all(&payload).await?;
+        self.torn = false;
         self.writer.flush().await
     }
 
@@ -182,6 +193,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Responses<S> {
 
     /// Ends the answer, and the stream's direction unless it is kept.
     pub(crate) async fn finish(&mut self, result: Result<(), Error>, kept: bool) -> io::Result<()> {
+        if self.torn {
+            self.writer.shutdown().await?;
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let mut status = result.map_or_else(Status::from, |()| Status::default());
         status.elapsed_us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         status.kept = kept;

@@ -160,11 +160,14 @@ where
         responses.begin();
         let call = match call {
             Ok(Ok(Some(call))) => call,
-            Ok(Err(error)) => return ended(responses.finish(Err(error), false).await),
+            Ok(Err(error)) => return drop(responses.finish(Err(error), false).await),
             Ok(Ok(None)) | Err(_) => return,
         };
         let kept = call.keep;
-        serve_call(&agent, call, &mut requests, &mut responses).await;
+        let answered = serve_call(&agent, call, &mut requests, &mut responses).await;
+        if let Err(error) = answered {
+            return tracing::debug!(%error, "the caller has gone");
+        }
         if !kept || !requests.finish().await {
             return;
         }
@@ -172,7 +175,12 @@ where
     }
 }
 
-async fn serve_call<S>(agent: &Arc<Agent>, call: Call, requests: &mut Requests<S>, responses: &mut Responses<S>)
+async fn serve_call<S>(
+    agent: &Arc<Agent>,
+    call: Call,
+    requests: &mut Requests<S>,
+    responses: &mut Responses<S>,
+) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
@@ -180,7 +188,7 @@ where
     let Some(method) = Method::parse(&call.method) else {
         let method: String = call.method.chars().take(100).collect();
         let error = Error::new(Code::Unimplemented, reason::PROTOCOL, format!("this agent has no method `{method}`"));
-        return ended(responses.finish(Err(error), call.keep).await);
+        return responses.finish(Err(error), call.keep).await;
     };
     // What the runner itself asks for is no session of a user.
     let is_session = !matches!(method, Method::Watch | Method::Shutdown | Method::SetEnvironment);
@@ -193,17 +201,12 @@ where
     if let Err(error) = &result {
         tracing::debug!(method = method.path(), %error, "call refused");
     }
-    ended(responses.finish(result, call.keep).await);
+    let answered = responses.finish(result, call.keep).await;
     if is_shutdown {
         agent.shutdown_calls.fetch_sub(1, Ordering::Relaxed);
         agent.shutdown_answered.notify_one();
     }
-}
-
-fn ended(result: io::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(%error, "the caller has gone");
-    }
+    answered
 }
 
 async fn dispatch<S>(

@@ -60,12 +60,16 @@ fn calls_go_over_the_sessions_of_those_before_them() {
 
 /// Answer to a gRPC-Web call with this body: its trailers are in the answer's.
 fn grpc(up: &Curl, path: &str, body: &[u8]) -> String {
+    grpc_of(up, path, body, body.len())
+}
+
+/// The same for a body that goes on after what is sent of it, until the answer has come.
+fn grpc_of(up: &Curl, path: &str, body: &[u8], length: usize) -> String {
     let (address, key) = up.address_and_key();
     let mut stream = TcpStream::connect(address).expect("it accepts");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("not zero");
     let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/grpc-web+proto\r\nauthorization: Bearer {key}\r\ncontent-length: {}\r\n\r\n",
-        body.len()
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/grpc-web+proto\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).expect("taken");
     stream.write_all(body).expect("taken");
@@ -116,6 +120,35 @@ fn a_caller_cannot_end_its_requests_in_the_servers_name() {
     host.finish();
 }
 
+#[test]
+fn a_message_that_has_begun_when_its_call_is_answered_takes_nothing_of_the_next() {
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up();
+    let curl = Curl::of(&up);
+    host.ok(&["create", "--name", "box"]);
+    let mut body = BytesMut::new();
+    frame::encode(&v1::StatFileRequest { sandbox: "box".into(), path: "/".into(), follow: false }, &mut body);
+    // Half a header, a header, and the beginning of a message.
+    for begun in [&[0, 0][..], &[0, 0, 1, 0, 0], &[0, 0, 1, 0, 0, 0x0a, 0xff]] {
+        for _ in 0..3 {
+            host.ok(&["exec", "box", "--", "true"]);
+        }
+        let part = [&body[..], begun].concat();
+        let answer = grpc_of(&curl, "/dispense.v1.FileService/StatFile", &part, 1 << 20);
+        assert!(answer.contains("grpc-status:0"), "{begun:?}: {answer}");
+        let asked = std::time::Instant::now();
+        for round in 0..3 {
+            assert_eq!(host.ok(&["exec", "box", "--", "echo", &round.to_string()]), format!("{round}\n"));
+        }
+        // An agent that took the next call for the rest of the message would have waited for more of it.
+        assert!(asked.elapsed() < Duration::from_secs(9), "{begun:?}: {:?}", asked.elapsed());
+    }
+    host.ok(&["delete", "box"]);
+    up.stop();
+    host.finish();
+}
+
 #[tokio::test]
 async fn agents_of_older_versions_have_a_session_a_call() {
     let system = System::start().await;
@@ -136,7 +169,7 @@ async fn agents_of_older_versions_have_a_session_a_call() {
         let mut process = system.client.run("box", start).await.expect("it starts");
         while process.events.next().await.expect("it goes on").is_some() {}
     };
-    let create = CreateSandboxRequest { name: "box".into(), ..Default::default() };
+    let create = CreateSandboxRequest { name: "box".into(), wait: true, ..Default::default() };
     system.client.create(create).await.expect("created");
     let before = curl(&system).await.expect("no panic");
     for _ in 0..5 {

@@ -90,6 +90,7 @@ async fn run(
     let kind = v1::run_process_request::Kind::Start(start);
     let first = v1::RunProcessRequest { sandbox: route.sandbox.to_string(), kind: Some(kind) };
     let mut answers = relay.ask(&route, Method::RunProcess, &caller.origin, &first, START_TIMEOUT).await?;
+    answers.requests().end().await;
     let (mut stdout, mut stderr, mut exited) = (Tail::default(), Tail::default(), None);
     while let Some(v1::ProcessEvent { kind }) = answers.next().await? {
         match kind {

@@ -32,7 +32,12 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     let place = beneath::existing(agent, &request.path, &request.beneath)?;
     let path = place.shown.clone();
     let (file, described) = blocking(move || open(&place, request.offset)).await?;
+    let is_regular = described.kind() == v1::FileKind::Regular;
     responses.gather(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) });
+    // A pipe or a device may keep its first byte for long.
+    if !is_regular {
+        responses.flush().await.map_err(gone)?;
+    }
     let left = if request.length == 0 { u64::MAX } else { request.length };
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let reader = tokio::task::spawn_blocking(move || send_chunks(file.take(left), &sender));

@@ -90,19 +90,21 @@ impl Call {
     }
 
     pub(crate) async fn next(&mut self) -> Frame {
+        let next = tokio::time::timeout(DEADLINE, self.next_or_end()).await;
+        next.expect("an answer in time").expect("the agent closed without a status")
+    }
+
+    /// `None` when the connection has ended, also inside a frame.
+    pub(crate) async fn next_or_end(&mut self) -> Option<Frame> {
         let decoder = Decoder::new(8 << 20);
-        let read = async {
-            loop {
-                if let Some(frame) = decoder.decode(&mut self.buffer).expect("well-formed") {
-                    return frame;
-                }
-                assert!(
-                    self.stream.read_buf(&mut self.buffer).await.expect("readable") > 0,
-                    "the agent closed without a status"
-                );
+        loop {
+            if let Some(frame) = decoder.decode(&mut self.buffer).expect("well-formed") {
+                return Some(frame);
             }
-        };
-        tokio::time::timeout(DEADLINE, read).await.expect("an answer in time")
+            if self.stream.read_buf(&mut self.buffer).await.expect("readable") == 0 {
+                return None;
+            }
+        }
     }
 
     pub(crate) async fn message<M: Message + Default>(&mut self) -> M {

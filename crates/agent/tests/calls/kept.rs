@@ -1,8 +1,10 @@
 //! One call after the other over one connection.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use dispense_api::agent::Call as Head;
-use dispense_api::frame::{self, FLAG_MESSAGE};
+use dispense_api::frame::{self, FLAG_MESSAGE, Frame};
 use dispense_api::method::Method;
 use dispense_api::v1::{self, write_file_request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -108,4 +110,21 @@ async fn an_end_that_carries_something_ends_the_connection() {
     assert_eq!(bytes[6], FLAG_MESSAGE);
     connection.stream.write_all(&bytes).await.expect("the agent reads");
     closed(&mut connection).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_inside_a_message_ends_the_connection() {
+    let sandbox = Sandbox::new();
+    for _ in 0..5 {
+        let mut connection = sandbox.connect();
+        begin(&mut connection, Method::RunProcess).await;
+        connection.send(&run_start(sh("head -c 8000000 /dev/zero; exec sleep 60"))).await;
+        let _: v1::ProcessEvent = connection.message().await;
+        // It has no terminal, which is told while output waits for this reader.
+        let size = v1::PtySize { cols: 80, rows: 24 };
+        connection.send(&run_input(v1::process_input::Kind::Resize(size))).await;
+        let told = async { while !matches!(connection.next_or_end().await, None | Some(Frame::Status(_))) {} };
+        // Before an agent that waits for the end of the requests gives up.
+        tokio::time::timeout(Duration::from_secs(8), told).await.expect("a status, or the end of the connection");
+    }
 }

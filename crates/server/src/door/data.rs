@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dispense_api::error::{Code, Error, reason};
-use dispense_api::frame::{Boundaries, FrameError, HEADER_BYTES, Header, Kind};
+use dispense_api::frame::{FrameError, HEADER_BYTES, Header, Kind};
 use dispense_api::limits;
 use dispense_api::method::Method;
 use http::{Request, Response};
@@ -19,7 +19,7 @@ use tonic::body::Body;
 
 use super::{GRPC, Parts};
 use crate::auth::Principal;
-use crate::relay::session::{self, Outbound, Session};
+use crate::relay::session::{self, Outbound, Session, Unsent};
 use answer::Answer;
 
 /// From the start of a call to the end of its first message.
@@ -49,19 +49,15 @@ pub(super) async fn call(
     let mut head = BytesMut::with_capacity(begun.len() + 128);
     session::call(method, &caller.origin, &mut head);
     let refused = Arc::new(OnceLock::new());
-    let mut boundaries = Boundaries::new(limits::REQUEST_MESSAGE_MAX_BYTES);
-    boundaries.advance(&begun).map_err(malformed)?;
     head.extend_from_slice(&begun);
     // Most calls have one request, and its end comes with it.
-    let sent = if body.is_end_stream() && boundaries.between() {
-        outbound.send_last(head).await
-    } else {
-        outbound.send(head.freeze()).await
-    };
-    if !sent {
-        return Err(Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone"));
-    }
-    let up = Up { outbound, boundaries, refused: refused.clone() };
+    let is_last = body.is_end_stream();
+    let sent = if is_last { outbound.send_last(head).await } else { outbound.send(head.freeze()).await };
+    sent.map_err(|unsent| match unsent {
+        Unsent::Malformed(error) => malformed(error),
+        Unsent::Gone => Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone"),
+    })?;
+    let up = Up { outbound, refused: refused.clone() };
     let uplink = tokio::spawn(up.send(body));
     let mut response = Response::new(Answer::new(method, caller.origin.trace.clone(), inbound, uplink, refused));
     response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC);
@@ -97,36 +93,42 @@ async fn first_message(body: &mut Body) -> Result<(String, Bytes), Error> {
 /// the server's own words.
 struct Up {
     outbound: Outbound,
-    boundaries: Boundaries,
     /// Why the caller's bytes are not passed on.
     refused: Arc<OnceLock<Error>>,
 }
 
 impl Up {
     /// Passes the rest of a body on. Its end is the end of this direction only.
-    async fn send(mut self, mut body: Body) {
+    async fn send(self, mut body: Body) {
         while let Some(next) = body.frame().await {
             match next.map(http_body::Frame::into_data) {
-                Ok(Ok(data)) if self.pass(data.clone()).await => {}
-                Ok(Ok(_)) => return,
+                Ok(Ok(data)) => {
+                    if !self.pass(data).await {
+                        return;
+                    }
+                }
                 // Trailers of a request say nothing.
                 Ok(Err(_)) => {}
                 Err(error) => return self.outbound.reset(format!("the caller is gone: {error}")).await,
             }
         }
-        self.outbound.end_requests(self.boundaries.between()).await;
+        self.outbound.end_requests().await;
     }
 
     /// Passes bytes on; `false` when there is nothing more to pass.
-    async fn pass(&mut self, bytes: Bytes) -> bool {
-        let Err(error) = self.boundaries.advance(&bytes).map_err(malformed) else {
-            return self.outbound.send(bytes).await;
-        };
-        let why = error.message.clone();
-        // It is set once.
-        let _ = self.refused.set(error);
-        self.outbound.reset(why).await;
-        false
+    async fn pass(&self, bytes: Bytes) -> bool {
+        match self.outbound.send(bytes).await {
+            Ok(()) => true,
+            Err(Unsent::Gone) => false,
+            Err(Unsent::Malformed(error)) => {
+                let error = malformed(error);
+                let why = error.message.clone();
+                // It is set once.
+                let _ = self.refused.set(error);
+                self.outbound.reset(why).await;
+                false
+            }
+        }
     }
 }
 

@@ -43,7 +43,7 @@ impl Relay {
     ) -> Result<Answers, Error> {
         let (answers, head) = self.begin(route, method, origin, request, timeout).await?;
         let sent = answers.requests.0.send_last(head).await;
-        sent.then_some(answers).ok_or_else(gone)
+        sent.map(|()| answers).map_err(|_| gone())
     }
 
     /// The same for a method that takes more requests than this first one.
@@ -57,7 +57,7 @@ impl Relay {
     ) -> Result<Answers, Error> {
         let (answers, head) = self.begin(route, method, origin, first, timeout).await?;
         let sent = answers.requests.0.send(head.freeze()).await;
-        sent.then_some(answers).ok_or_else(gone)
+        sent.map(|()| answers).map_err(|_| gone())
     }
 
     async fn begin(
@@ -86,7 +86,12 @@ impl Requests {
     pub(crate) async fn send(&self, message: &impl Message) -> bool {
         let mut bytes = BytesMut::new();
         frame::encode(message, &mut bytes);
-        self.0.send(bytes.freeze()).await
+        self.0.send(bytes.freeze()).await.is_ok()
+    }
+
+    /// Says that there are no more, to an agent too that was not told with the last one.
+    pub(crate) async fn end(&self) {
+        self.0.end_requests().await;
     }
 }
 

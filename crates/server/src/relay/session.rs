@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use dispense_api::agent::Call;
-use dispense_api::frame;
+use dispense_api::frame::{self, Boundaries, FrameError};
+use dispense_api::limits;
 use dispense_api::method::Method;
 use dispense_api::runner::{SessionFrame, session_frame::Kind};
 use futures_util::Stream;
@@ -48,12 +49,23 @@ pub(crate) struct Inbound {
 #[derive(Clone)]
 pub(crate) struct Outbound(Arc<Mutex<Stage>>);
 
+/// Why bytes were not sent.
+#[derive(Debug)]
+pub(crate) enum Unsent {
+    /// Nobody takes them any more.
+    Gone,
+    /// They are no messages.
+    Malformed(FrameError),
+}
+
 /// Where the requests of the call are.
 enum Stage {
     Open {
         frames: mpsc::Sender<SessionFrame>,
         /// The agent is known to take their end as a frame.
         keeps: bool,
+        /// Of what was sent: an end inside a message would be a part of it.
+        boundaries: Boundaries,
     },
     /// By their frame.
     Ended(mpsc::Sender<SessionFrame>),
@@ -66,7 +78,8 @@ enum Stage {
 impl Session {
     /// For the next call. `keeps`: the agent is known to keep sessions.
     pub(super) fn new(frames: Frames, kept: Arc<Kept>, agent: Agent, keeps: bool) -> Self {
-        let stage = Stage::Open { frames: frames.outbound, keeps };
+        let boundaries = Boundaries::new(limits::REQUEST_MESSAGE_MAX_BYTES);
+        let stage = Stage::Open { frames: frames.outbound, keeps, boundaries };
         let outbound = Outbound(Arc::new(Mutex::new(stage)));
         Self { inbound: Inbound { frames: Some(frames.inbound), outbound: outbound.clone(), kept, agent }, outbound }
     }
@@ -135,42 +148,37 @@ impl Outbound {
         frames.reserve_owned().await.ok()
     }
 
-    /// Sends bytes of the call; `false` when nobody takes them any more.
-    pub(crate) async fn send(&self, bytes: Bytes) -> bool {
-        let Some(room) = self.room().await else { return false };
-        let stage = self.stage();
-        let open = matches!(*stage, Stage::Open { .. });
-        if open {
-            room.send(data(bytes));
-        }
-        open
+    /// Sends bytes of the call: messages, which may be cut anywhere.
+    pub(crate) async fn send(&self, bytes: Bytes) -> Result<(), Unsent> {
+        let room = self.room().await.ok_or(Unsent::Gone)?;
+        let mut stage = self.stage();
+        let Stage::Open { boundaries, .. } = &mut *stage else { return Err(Unsent::Gone) };
+        boundaries.advance(&bytes).map_err(Unsent::Malformed)?;
+        room.send(data(bytes));
+        Ok(())
     }
 
-    /// Sends bytes that end the requests, as far as the agent is known to be told so; `false` when nobody takes them.
-    pub(crate) async fn send_last(&self, mut bytes: BytesMut) -> bool {
-        let Some(room) = self.room().await else { return false };
+    /// The same for the last bytes. Their end goes with them where the agent is known to take it so.
+    pub(crate) async fn send_last(&self, mut bytes: BytesMut) -> Result<(), Unsent> {
+        let room = self.room().await.ok_or(Unsent::Gone)?;
         let mut stage = self.stage();
-        match std::mem::replace(&mut *stage, Stage::Over) {
-            Stage::Open { frames, keeps: true } => {
-                bytes.extend_from_slice(&frame::END);
-                *stage = Stage::Ended(frames);
-            }
-            open @ Stage::Open { .. } => *stage = open,
-            other => {
-                *stage = other;
-                return false;
-            }
+        let Stage::Open { frames, keeps, boundaries } = &mut *stage else { return Err(Unsent::Gone) };
+        boundaries.advance(&bytes).map_err(Unsent::Malformed)?;
+        if *keeps && boundaries.between() {
+            bytes.extend_from_slice(&frame::END);
+            let frames = frames.clone();
+            *stage = Stage::Ended(frames);
         }
         room.send(data(bytes.freeze()));
-        true
+        Ok(())
     }
 
-    /// Says that there are no more requests. `whole`: none has begun and not ended.
-    pub(crate) async fn end_requests(&self, whole: bool) {
+    /// Says that there are no more requests.
+    pub(crate) async fn end_requests(&self) {
         let Some(room) = self.room().await else { return };
         let mut stage = self.stage();
         *stage = match std::mem::replace(&mut *stage, Stage::Over) {
-            Stage::Open { frames, keeps: true } if whole => {
+            Stage::Open { frames, keeps: true, boundaries } if boundaries.between() => {
                 room.send(data(Bytes::from_static(&frame::END)));
                 Stage::Ended(frames)
             }
@@ -186,17 +194,20 @@ impl Outbound {
     pub(crate) async fn reset(&self, why: String) {
         let Some(room) = self.room().await else { return };
         let mut stage = self.stage();
-        if let Stage::Open { frames, .. } = std::mem::replace(&mut *stage, Stage::Over) {
-            room.send(SessionFrame { kind: Some(Kind::Reset(why)) });
-            *stage = Stage::Closed { _frames: frames };
-        }
+        *stage = match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Open { frames, .. } => {
+                room.send(SessionFrame { kind: Some(Kind::Reset(why)) });
+                Stage::Closed { _frames: frames }
+            }
+            other => other,
+        };
     }
 
     /// Ends the call; its direction when it takes another one.
     fn over(&self, kept: bool) -> Option<mpsc::Sender<SessionFrame>> {
         match std::mem::replace(&mut *self.stage(), Stage::Over) {
-            // Where there is no room the caller sends more than the agent wants to know.
-            Stage::Open { frames, .. } if kept => {
+            // Where there is no room, or a message has begun, the caller sends more than the agent wants to know.
+            Stage::Open { frames, boundaries, .. } if kept && boundaries.between() => {
                 frames.try_send(data(Bytes::from_static(&frame::END))).is_ok().then_some(frames)
             }
             Stage::Ended(frames) if kept => Some(frames),
@@ -231,11 +242,12 @@ impl PolledOutbound {
     pub(super) fn send(&mut self, message: &impl Message) -> io::Result<()> {
         let mut bytes = BytesMut::new();
         frame::encode(message, &mut bytes);
-        let stage = self.outbound.stage();
-        match (&*stage, &mut self.frames) {
-            (Stage::Open { .. }, Some(frames)) => frames.send_item(data(bytes.freeze())).map_err(|_| gone()),
-            _ => Err(gone()),
-        }
+        let mut stage = self.outbound.stage();
+        let (Stage::Open { boundaries, .. }, Some(frames)) = (&mut *stage, &mut self.frames) else {
+            return Err(gone());
+        };
+        boundaries.advance(&bytes).map_err(io::Error::other)?;
+        frames.send_item(data(bytes.freeze())).map_err(|_| gone())
     }
 }
 

@@ -91,7 +91,9 @@ impl Answer {
                 Scan::Header(begun) if begun.is_empty() => {
                     // The usual case: whole messages, passed without a copy.
                     if let Some(whole) = whole_messages(&self.chunk)? {
-                        return Ok(Some(Frame::data(self.chunk.split_to(whole))));
+                        let messages = self.chunk.split_to(whole);
+                        self.look_ahead();
+                        return Ok(Some(Frame::data(messages)));
                     }
                     self.header()?;
                     if let Some(data) = self.begun_message() {
@@ -111,6 +113,16 @@ impl Answer {
             return Ok(Some(Frame::trailers(trailers(agent::Status::default()))));
         }
         Ok(None)
+    }
+
+    /// A caller may go as soon as it has the last message: the status that came with it has ended the call by then.
+    fn look_ahead(&mut self) {
+        if let Ok(Some(Header { kind: Kind::Status, len })) = Header::peek(&self.chunk, STATUS_MAX_BYTES)
+            && self.chunk.len() == HEADER_BYTES + len
+            && let Ok(status) = agent::Status::decode(&self.chunk[HEADER_BYTES..])
+        {
+            self.inbound.over(status.kept);
+        }
     }
 
     /// Collects a header that was cut, or that of a message that is not whole.
