@@ -19,6 +19,7 @@ use tonic::body::Body;
 
 use super::{GRPC, Parts};
 use crate::auth::Principal;
+use crate::relay::call::gone;
 use crate::relay::session::{self, Outbound, Session, Unsent};
 use answer::Answer;
 
@@ -55,7 +56,7 @@ pub(super) async fn call(
     let sent = if is_last { outbound.send_last(head).await } else { outbound.send(head.freeze()).await };
     sent.map_err(|unsent| match unsent {
         Unsent::Malformed(error) => malformed(error),
-        Unsent::Gone => Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone"),
+        Unsent::Gone => gone(),
     })?;
     let up = Up { outbound, refused: refused.clone() };
     let uplink = tokio::spawn(up.send(body));

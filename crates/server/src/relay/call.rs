@@ -77,10 +77,6 @@ impl Relay {
     }
 }
 
-fn gone() -> Error {
-    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone")
-}
-
 impl Requests {
     /// Sends a message; `false` when nobody takes it any more.
     pub(crate) async fn send(&self, message: &impl Message) -> bool {
@@ -89,7 +85,7 @@ impl Requests {
         self.0.send(bytes.freeze()).await.is_ok()
     }
 
-    /// Says that there are no more, to an agent too that was not told with the last one.
+    /// Says that there are no more. An agent that was told so with the last one is not told again.
     pub(crate) async fn end(&self) {
         self.0.end_requests().await;
     }
@@ -155,6 +151,11 @@ impl Answers {
 pub(super) fn lost(error: &io::Error) -> Error {
     let message = format!("the connection to the sandbox was lost ({error}): see `dispense get`");
     Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, message)
+}
+
+/// Nobody takes the call's bytes any more.
+pub(crate) fn gone() -> Error {
+    Error::new(Code::Unavailable, reason::AGENT_UNREACHABLE, "the sandbox's runner is gone")
 }
 
 /// An answer that no honest agent gives.
