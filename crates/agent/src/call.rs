@@ -14,6 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, Wr
 
 /// Payloads up to this are copied, to go with what follows; larger ones are written where they lie.
 const GATHER_BYTES: usize = 32 << 10;
+/// For what is still on its way when a call has been answered.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+/// A buffer that one call has made larger is not kept for the next.
+const KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 /// Tells whether the peer has gone for good, which end-of-file alone does not: it may be a half-close.
 pub(crate) type Gone = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -46,11 +50,6 @@ pub(crate) struct Responses<S> {
     /// A message was begun and not ended: nothing can follow.
     torn: bool,
 }
-
-/// For what is still on its way when a call has been answered.
-const END_TIMEOUT: Duration = Duration::from_secs(10);
-/// A buffer that one call has made larger is not kept for the next.
-const KEPT_BUFFER_BYTES: usize = 64 << 10;
 
 /// Splits a stream into both.
 pub(crate) fn split<S: AsyncRead + AsyncWrite>(stream: S, gone: Gone) -> (Requests<S>, Responses<S>) {
