@@ -24,8 +24,8 @@ use crate::process::Processes;
 use crate::service::Visits;
 use crate::{file, port, process_calls, report};
 
-/// Calls at the same time.
-const CALLS_MAX: usize = 1024;
+/// Connections at the same time; each carries one call, or waits for one.
+const CONNECTIONS_MAX: usize = 1024;
 /// After `accept` failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A connection that has not said what it wants by then is closed.
@@ -98,10 +98,10 @@ impl Agent {
 
 /// Serves calls until the agent shuts down.
 pub async fn serve(agent: Arc<Agent>, listener: UnixListener) {
-    let slots = Arc::new(Semaphore::new(CALLS_MAX));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Some((stream, _)) = accept(&agent, || listener.accept()).await {
         let Ok(slot) = slots.clone().try_acquire_owned() else {
-            tracing::warn!("{CALLS_MAX} calls are open: one more was closed");
+            tracing::warn!("{CONNECTIONS_MAX} connections are open: one more was closed");
             continue;
         };
         let gone = gone_check(&stream);

@@ -117,29 +117,25 @@ impl Relay {
         let (waiting, keeps) = self.kept.take(&agent);
         let frames = match waiting {
             Some(frames) => frames,
-            None => self.dial(route, link, trace, timeout).await?,
+            None => self.open_new(route, link, trace, timeout).await?,
         };
         Ok(Session::new(frames, self.kept.clone(), agent, keeps))
     }
 
-    async fn dial(&self, route: &Route, link: u64, trace: &str, timeout: Duration) -> Result<Frames, Error> {
+    /// A new session, and its span.
+    async fn open_new(&self, route: &Route, link: u64, trace: &str, timeout: Duration) -> Result<Frames, Error> {
         self.metrics.session_opened();
         let mut span = Span::below("relay.open", trace);
         let trace = span.as_ref().map(Span::traceparent).unwrap_or_default();
-        self.dialled_back(route, link, trace, timeout).await.inspect_err(|error| {
+        self.order(route, link, trace, timeout).await.inspect_err(|error| {
             if let Some(span) = &mut span {
                 span.fail(error.message.clone());
             }
         })
     }
 
-    async fn dialled_back(
-        &self,
-        route: &Route,
-        link: u64,
-        traceparent: String,
-        timeout: Duration,
-    ) -> Result<Frames, Error> {
+    /// Orders a session of the runner, and waits until it has dialled back.
+    async fn order(&self, route: &Route, link: u64, traceparent: String, timeout: Duration) -> Result<Frames, Error> {
         let session = SessionId::random();
         let (reply, answer) = oneshot::channel();
         {
