@@ -158,10 +158,7 @@ impl Local {
         };
         let ended = tokio::select! {
             ended = runner => ended,
-            () = self.server.deposed() => {
-                let message = "another server of the same database leads: start this one again, and it follows that one";
-                return Error::new(Code::FailedPrecondition, "deposed", message);
-            }
+            why = self.server.deposed() => return Error::new(Code::FailedPrecondition, "deposed", why.to_string()),
         };
         self.runner = None;
         why_ended(ended)

@@ -1,10 +1,17 @@
 //! A PostgreSQL server of a test's own, from Debian's package, reached by a socket in a temporary directory.
 
-use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+use std::{fs, io};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::host::{skipped, user_ids};
 use crate::pair::Running;
@@ -102,5 +109,99 @@ impl Postgres {
     /// Where a server finds its database.
     pub fn url(&self) -> String {
         format!("postgres://dispense@localhost/postgres?host={}", self.socket_dir().display())
+    }
+
+    /// A network to it that a test may break.
+    pub async fn wire(&self) -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it listens");
+        let fault = watch::Sender::new(Fault::None);
+        let (database, faults) = (self.socket_dir().join(".s.PGSQL.5432"), fault.clone());
+        let accepts = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                connections.spawn(carry(client, database.clone(), faults.clone()));
+            }
+        });
+        Wire { address, fault, _accepts: AbortOnDropHandle::new(accepts) }
+    }
+}
+
+/// What is wrong with a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    None,
+    /// The `COMMIT` of the transaction that names this is cut off before it arrives.
+    CommitLost(&'static str),
+    /// It arrives, and its answer is cut off.
+    AnswerLost(&'static str),
+    /// Nothing passes, and neither end is told.
+    Silence,
+}
+
+/// A network between a server and its database.
+pub struct Wire {
+    address: SocketAddr,
+    fault: watch::Sender<Fault>,
+    _accepts: AbortOnDropHandle<()>,
+}
+
+impl Wire {
+    /// Where a server finds its database at the other end.
+    pub fn url(&self) -> String {
+        format!("postgres://dispense@{}/postgres", self.address)
+    }
+
+    /// Breaks it, or mends it.
+    pub fn fail(&self, fault: Fault) {
+        self.fault.send_replace(fault);
+    }
+
+    /// Whether what was to fail has failed.
+    pub fn has_failed(&self) -> bool {
+        *self.fault.borrow() == Fault::None
+    }
+}
+
+/// Carries one connection until either end is closed, or a fault cuts it.
+async fn carry(mut client: TcpStream, database: PathBuf, fault: watch::Sender<Fault>) -> io::Result<()> {
+    let mut database = UnixStream::connect(database).await?;
+    let mut told = fault.subscribe();
+    let (mut asked, mut answered) = ([0; 16 << 10], [0; 16 << 10]);
+    let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+    let mut named = false;
+    loop {
+        // The sender is ours.
+        let _ = told.wait_for(|fault| *fault != Fault::Silence).await;
+        tokio::select! {
+            _ = told.changed() => {}
+            read = client.read(&mut asked) => {
+                let asked = &asked[..read?];
+                let now = *told.borrow_and_update();
+                if let Fault::CommitLost(name) | Fault::AnswerLost(name) = now {
+                    named |= has(asked, name.as_bytes());
+                }
+                let cut = named && has(asked, b"COMMIT\0");
+                if asked.is_empty() {
+                    return Ok(());
+                }
+                if !(cut && matches!(now, Fault::CommitLost(_))) {
+                    database.write_all(asked).await?;
+                }
+                if cut {
+                    if let Fault::AnswerLost(_) = now {
+                        // The first byte of it.
+                        database.read_u8().await?;
+                    }
+                    fault.send_replace(Fault::None);
+                    return Ok(());
+                }
+            }
+            read = database.read(&mut answered) => match read? {
+                0 => return Ok(()),
+                count => client.write_all(&answered[..count]).await?,
+            },
+        }
     }
 }

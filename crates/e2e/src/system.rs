@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use dispense_backend::fake::{Fake, FakeMachine};
 use dispense_client::Client;
 use dispense_runner::{Capacity, Offer, RunnerConfig, RunnerError};
-use dispense_server::{AccessConfig, Database, PreviewConfig, Server, ServerConfig, Surroundings, WallClock};
+use dispense_server::{AccessConfig, Database, LeadLost, PreviewConfig, Server, ServerConfig, Surroundings, WallClock};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -129,6 +129,11 @@ impl System {
     /// Where runners connect.
     pub fn runner_address(&self) -> SocketAddr {
         self.runner_address
+    }
+
+    /// Returns when the server may not write any more.
+    pub async fn deposed(&self) -> LeadLost {
+        self.server.as_ref().expect("the server runs").deposed().await
     }
 
     /// The administrator's key.

@@ -146,6 +146,23 @@ struct Entries {
     links: u64,
 }
 
+impl Entries {
+    fn link(&self, id: &RunnerId) -> Option<&Link> {
+        self.runners.get(id)?.link.as_ref()
+    }
+}
+
+impl Link {
+    fn send(&self, id: &RunnerId, message: ServerMessage) -> bool {
+        let sent = self.handle.outbound.try_send(message).is_ok();
+        if !sent {
+            tracing::warn!(runner = %id, "runner does not take its messages: ending its link");
+            self.handle.cancel.cancel();
+        }
+        sent
+    }
+}
+
 impl Fleet {
     /// Of a server that has just started: every runner's lease begins now.
     pub(crate) fn new(known: Vec<KnownRunner>, used: &BTreeMap<RunnerId, Room>) -> Self {
@@ -252,20 +269,20 @@ impl Fleet {
     /// Sends a message to a connected runner; `false` when it is not connected. A runner that takes no
     /// messages is cut off: it gets everything again when it is back.
     pub(crate) fn send(&self, id: &RunnerId, message: ServerMessage) -> bool {
+        self.with(|entries| entries.link(id).is_some_and(|link| link.send(id, message)))
+    }
+
+    /// The same over one link: `false` also when the runner has come back over another.
+    pub(crate) fn send_over(&self, id: &RunnerId, serial: u64, message: ServerMessage) -> bool {
         self.with(|entries| {
-            let Some(link) = entries.runners.get(id).and_then(|entry| entry.link.as_ref()) else { return false };
-            let sent = link.handle.outbound.try_send(message).is_ok();
-            if !sent {
-                tracing::warn!(runner = %id, "runner does not take its messages: ending its link");
-                link.handle.cancel.cancel();
-            }
-            sent
+            let link = entries.link(id).filter(|link| link.serial == serial);
+            link.is_some_and(|link| link.send(id, message))
         })
     }
 
     /// Which link a runner has, of all that there were.
     pub(crate) fn link(&self, id: &RunnerId) -> Option<u64> {
-        self.with(|entries| entries.runners.get(id)?.link.as_ref().map(|link| link.serial))
+        self.with(|entries| entries.link(id).map(|link| link.serial))
     }
 
     /// Whether a runner has a link.

@@ -75,7 +75,7 @@ use vault::Vault;
 pub use auth::table::{Row, rows};
 pub use preview::PreviewConfig;
 pub use ssh::SshConfig;
-pub use store::{Database, StoreMode};
+pub use store::{Database, LeadLost, StoreMode};
 
 pub use clock::WallClock;
 pub use config::{AccessConfig, LOG_TAIL_BYTES_DEFAULT, ServerConfig, StartError, Surroundings, WorkspaceConfig};
@@ -284,9 +284,9 @@ impl Server {
         &self.join_token
     }
 
-    /// Returns when another server leads in this one's place: nothing that this one says holds any more.
-    pub async fn deposed(&self) {
-        self.parts.sandboxes.store.lost().await;
+    /// Returns when this server may not write any more, as another may lead in its place: nothing that it says holds.
+    pub async fn deposed(&self) -> LeadLost {
+        self.parts.sandboxes.store.lost().await
     }
 
     /// Returns when a runner is connected.

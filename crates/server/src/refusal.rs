@@ -22,7 +22,7 @@ impl From<StoreError> for Error {
                                make its file and directory writable there";
                 Self::new(Code::Unavailable, "database", message)
             }
-            StoreError::Sql(_) => {
+            StoreError::Silent | StoreError::Former | StoreError::Sql(_) => {
                 tracing::error!(%error, %cause, "database");
                 let message = "the server's database did not take the request: try again, and see the server's log";
                 Self::new(Code::Unavailable, "database", message)

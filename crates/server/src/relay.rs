@@ -158,7 +158,7 @@ impl Relay {
             traceparent,
         };
         let message = ServerMessage { kind: Some(server_message::Kind::OpenSession(open)) };
-        if !self.fleet.send(&route.runner, message) {
+        if !self.fleet.send_over(&route.runner, link, message) {
             return Err(offline(route));
         }
         match tokio::time::timeout(timeout + DIAL_BACK_SLACK, answer).await {

@@ -11,6 +11,7 @@ mod database;
 pub(crate) mod events;
 pub(crate) mod jobs;
 pub(crate) mod keys;
+mod lead;
 pub(crate) mod logs;
 pub(crate) mod meta;
 pub(crate) mod previews;
@@ -30,14 +31,14 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::any::AnyPoolOptions;
 use sqlx::{AnyConnection, Row};
-use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{Mutex, watch};
 
 use crate::metrics::Metrics;
 use writer::Writer;
 
 pub use database::Database;
-pub(crate) use database::{Candidate, Lead, Leader};
+pub use lead::LeadLost;
+pub(crate) use lead::{Candidate, Lead, Leader};
 pub(crate) use readers::{AnyQuery, Readers};
 
 /// Connections that read; more gain nothing on a file.
@@ -60,6 +61,12 @@ pub(crate) enum StoreError {
     /// Its file, directory or file system is read-only.
     #[error("failed to write the database: make its file and directory writable for this user")]
     ReadOnly,
+    /// It says nothing.
+    #[error("failed to use the database: it does not answer")]
+    Silent,
+    /// It has not noticed yet that this server's former connection was cut.
+    #[error("failed to use the database: it still has this server's former session")]
+    Former,
     /// The database cannot be written or read now.
     #[error("failed to use the database")]
     Sql(#[source] sqlx::Error),
@@ -117,7 +124,7 @@ impl StoreMode {
 pub(crate) struct Store {
     readers: Readers,
     writer: Writer,
-    lost: CancellationToken,
+    lost: watch::Receiver<Option<LeadLost>>,
 }
 
 impl Store {
@@ -139,7 +146,7 @@ impl Store {
             });
             Readers::Pool(options.connect(&lead.database.url()).await?)
         };
-        Ok(Self { readers, lost: lead.lost.clone(), writer: Writer::start(lead, mode, metrics) })
+        Ok(Self { readers, lost: lead.lost.subscribe(), writer: Writer::start(lead, mode, metrics) })
     }
 
     /// One in a folder, for a test.
@@ -150,9 +157,15 @@ impl Store {
         Self::open(lead, StoreMode::Free, Arc::default()).await.expect("it opens")
     }
 
-    /// Returns when another server writes to the database in this one's place.
-    pub(crate) async fn lost(&self) {
-        self.lost.cancelled().await;
+    /// Returns when this server may not write any more.
+    pub(crate) async fn lost(&self) -> LeadLost {
+        let mut lost = self.lost.clone();
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| *why);
+        match why {
+            Some(why) => why,
+            // It was closed in order.
+            None => std::future::pending().await,
+        }
     }
 
     /// For queries that change nothing.

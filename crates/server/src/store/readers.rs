@@ -1,10 +1,17 @@
 //! Queries that change nothing.
 
+use std::time::Duration;
+
 use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AnyPool};
 use tokio::sync::Mutex;
 
 use super::{StoreError, in_place};
+
+/// For one query; a database across a network may have gone without a word.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
+/// For the goodbye of all connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A query with its values.
 pub(crate) type AnyQuery<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
@@ -20,7 +27,7 @@ impl Readers {
     /// Every row.
     pub(super) async fn all(&self, query: AnyQuery<'_>) -> Result<Vec<AnyRow>, StoreError> {
         let rows = match self {
-            Self::Pool(pool) => query.fetch_all(pool).await,
+            Self::Pool(pool) => in_time(query.fetch_all(pool)).await?,
             Self::One(connection) => in_place(true, query.fetch_all(&mut *connection.lock().await)).await,
         };
         Ok(rows?)
@@ -29,15 +36,21 @@ impl Readers {
     /// The first row, if there is one.
     pub(super) async fn optional(&self, query: AnyQuery<'_>) -> Result<Option<AnyRow>, StoreError> {
         let row = match self {
-            Self::Pool(pool) => query.fetch_optional(pool).await,
+            Self::Pool(pool) => in_time(query.fetch_optional(pool)).await?,
             Self::One(connection) => in_place(true, query.fetch_optional(&mut *connection.lock().await)).await,
         };
         Ok(row?)
     }
 
     pub(super) async fn close(&self) {
-        if let Self::Pool(pool) = self {
-            pool.close().await;
+        if let Self::Pool(pool) = self
+            && tokio::time::timeout(CLOSE_TIMEOUT, pool.close()).await.is_err()
+        {
+            tracing::debug!("the database did not take the end of its connections");
         }
     }
+}
+
+async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, StoreError> {
+    tokio::time::timeout(QUERY_TIMEOUT, answer).await.map_err(|_| StoreError::Silent)
 }

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use sqlx::AnyConnection;
-use sqlx::{Connection, Executor};
+use sqlx::Connection;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::database::{Database, LEAD_KEEPALIVE, Lead};
-use super::{StoreError, StoreMode, in_place};
+use super::lead::{LEAD_KEEPALIVE, Lead};
+use super::{Database, StoreError, StoreMode, in_place};
 use crate::metrics::Metrics;
 
 /// Changes that wait; past it callers wait before they queue.
@@ -21,7 +21,7 @@ const BATCH_CHANGES: usize = 128;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A change whose result type is hidden: it keeps its result until the commit.
-trait Change: Send {
+pub(super) trait Change: Send {
     fn run<'c>(&'c mut self, connection: &'c mut AnyConnection) -> BoxFuture<'c, Result<(), StoreError>>;
     fn answer(&mut self, failure: Option<StoreError>);
 }
@@ -119,12 +119,12 @@ async fn run(mut lead: Lead, mut queue: mpsc::Receiver<Box<dyn Change>>, mode: S
             tokio::time::sleep(pause()).await;
         }
         let begun = Instant::now();
-        let all = in_place(held, write(&mut lead.connection, &lead.database, &mut batch)).await;
-        if !all && matches!(lead.database, Database::Postgres(_)) {
-            lead.restore().await;
-        }
+        in_place(held, write(&mut lead, &mut batch)).await;
         metrics.committed(batch.len(), begun.elapsed());
         batch.clear();
+    }
+    if lead.is_lost() {
+        return;
     }
     if let Err(error) = lead.connection.close().await {
         tracing::warn!(%error, "database was not closed");
@@ -136,60 +136,26 @@ async fn next(lead: &mut Lead, queue: &mut mpsc::Receiver<Box<dyn Change>>, batc
     if let Database::File(_) = lead.database {
         return queue.recv_many(batch, BATCH_CHANGES).await > 0;
     }
-    loop {
+    while !lead.is_lost() {
         match tokio::time::timeout(LEAD_KEEPALIVE, queue.recv_many(batch, BATCH_CHANGES)).await {
             Ok(count) => return count > 0,
-            Err(_) => lead.restore().await,
+            Err(_) => drop(lead.restore().await),
         }
     }
+    false
 }
 
-/// Commits what has queued up, and answers; whether all of it was written.
-async fn write(connection: &mut AnyConnection, database: &Database, batch: &mut [Box<dyn Change>]) -> bool {
-    match commit(connection, database, batch).await {
-        Ok(()) => {
-            batch.iter_mut().for_each(|change| change.answer(None));
-            true
-        }
-        Err(error) if batch.len() == 1 => {
-            batch[0].answer(Some(error));
-            false
-        }
+/// Commits what has queued up, and answers.
+async fn write(lead: &mut Lead, batch: &mut [Box<dyn Change>]) {
+    match lead.commit(batch).await {
+        Ok(()) => batch.iter_mut().for_each(|change| change.answer(None)),
+        Err(error) if batch.len() == 1 => batch[0].answer(Some(error)),
         // One of them is at fault: each runs alone.
         Err(_) => {
-            let mut all = true;
             for change in batch {
-                let result = commit(connection, database, std::slice::from_mut(change)).await;
-                all &= result.is_ok();
+                let result = lead.commit(std::slice::from_mut(change)).await;
                 change.answer(result.err());
             }
-            all
         }
     }
-}
-
-async fn commit(
-    connection: &mut AnyConnection,
-    database: &Database,
-    batch: &mut [Box<dyn Change>],
-) -> Result<(), StoreError> {
-    connection.execute(database.begin()).await?;
-    let mut result = Ok(());
-    for change in batch {
-        result = change.run(connection).await;
-        if result.is_err() {
-            break;
-        }
-    }
-    let result = match result {
-        Ok(()) => connection.execute("COMMIT").await.map(|_| ()).map_err(StoreError::from),
-        Err(error) => Err(error),
-    };
-    if result.is_err()
-        && let Err(error) = connection.execute("ROLLBACK").await
-    {
-        // SQLite has rolled back by itself, e.g. when the disk was full.
-        tracing::debug!(%error, "rollback");
-    }
-    result
 }
