@@ -76,7 +76,10 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     let up = async {
         let mut buffer = BytesMut::new();
         loop {
-            buffer.reserve(limits::DATA_CHUNK_BYTES / 4);
+            // What small messages leave of a buffer is used before there is another one.
+            if buffer.capacity() < limits::DATA_CHUNK_BYTES / 16 {
+                buffer.reserve(limits::DATA_CHUNK_BYTES / 4);
+            }
             let count = reader.read_buf(&mut buffer).await.map_err(failed)?;
             spoke.send_replace(());
             let kind = if count == 0 {

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -85,6 +86,23 @@ impl Terminal {
         let end = seen.find(text).expect("just seen") + text.len();
         self.seen = seen.as_bytes()[end..].to_vec();
         seen[..end].to_owned()
+    }
+
+    /// Reads this many bytes as they come, and drops them.
+    pub fn skip(&mut self, mut count: usize) {
+        const SILENCE_MAX: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+        let mut buffer = vec![0; 64 << 10];
+        while count > 0 {
+            match self.control.read(&mut buffer) {
+                Ok(read) => count = count.saturating_sub(read),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    let mut fds = [PollFd::new(&self.control, PollFlags::IN)];
+                    let ready = poll(&mut fds, Some(&SILENCE_MAX)).expect("our own descriptor");
+                    assert!(ready > 0, "{count} bytes more were to come");
+                }
+                Err(error) => panic!("{count} bytes more were to come: {error}"),
+            }
+        }
     }
 
     fn read_available(&mut self) {

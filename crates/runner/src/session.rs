@@ -139,7 +139,10 @@ async fn copy(stream: Box<dyn ByteStream>, inbound: &mut Streaming<SessionFrame>
 async fn copy_up(mut reader: ReadHalf<Box<dyn ByteStream>>, frames: &mpsc::Sender<SessionFrame>) -> Result<(), String> {
     let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(limits::DATA_CHUNK_BYTES);
+        // What small messages leave of a buffer is used before there is another one.
+        if buffer.capacity() < limits::DATA_CHUNK_BYTES / 4 {
+            buffer.reserve(limits::DATA_CHUNK_BYTES);
+        }
         let count = reader.read_buf(&mut buffer).await.map_err(|error| error.to_string())?;
         let kind = if count == 0 { Kind::Eof(true) } else { Kind::Data(buffer.split().freeze()) };
         let sent = frames.send(SessionFrame { kind: Some(kind) }).await;

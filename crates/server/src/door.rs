@@ -67,7 +67,6 @@ const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// What the doors work with.
-#[derive(Clone)]
 pub(crate) struct Parts {
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) relay: Arc<Relay>,
@@ -91,9 +90,8 @@ impl Parts {
 }
 
 /// The public port.
-#[derive(Clone)]
 pub(crate) struct Doors {
-    parts: Parts,
+    parts: Arc<Parts>,
     grpc: Routes,
     rest: Router,
     cors: Option<CorsLayer>,
@@ -103,7 +101,7 @@ pub(crate) struct Doors {
 
 impl Doors {
     /// Pages of these origins may call.
-    pub(crate) fn new(parts: Parts, workspace: WorkspaceDoor, origins: &[HeaderValue]) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, workspace: WorkspaceDoor, origins: &[HeaderValue]) -> Self {
         let rest = rest::router(parts.clone()).merge(service::router(parts.clone()));
         let grpc = grpc::routes(&parts).add_service(service::server(&parts)).prepare();
         let cors = (!origins.is_empty()).then(|| cors(origins));
@@ -112,7 +110,7 @@ impl Doors {
     }
 
     /// Answers one request.
-    pub(crate) async fn serve(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+    pub(crate) async fn serve(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         if let Some(place) = self.previews.place(&request) {
             let observation = Observation::begin(&self.parts, "preview", request.headers_mut());
             return self.previews.serve(place, request).await.map(|response| observation.follow(response));
@@ -123,7 +121,7 @@ impl Doors {
         }
     }
 
-    async fn observed(self, mut request: Request<Incoming>) -> Result<Response, Infallible> {
+    async fn observed(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         let content_type = request.headers().get(http::header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let (is_grpc, is_web) =
             (content_type.starts_with(b"application/grpc"), content_type.starts_with(b"application/grpc-web"));
@@ -136,21 +134,21 @@ impl Doors {
         };
         let observation = Observation::begin(&self.parts, door, request.headers_mut());
         let response = if let Some(sandbox) = host {
-            self.workspace.serve_own(sandbox, request.map(Body::new)).await
+            self.workspace.clone().serve_own(sandbox, request.map(Body::new)).await
         } else if is_workspace {
-            self.workspace.serve(request.map(Body::new)).await
+            self.workspace.clone().serve(request.map(Body::new)).await
         } else if is_web {
             let grpc = service_fn(|request| self.clone().grpc(request));
             GrpcWebLayer::new().layer(grpc).oneshot(request).await.map(|response| response.map(Body::new))
         } else if is_grpc {
             self.grpc(request.map(GrpcBody::new)).await.map(|response| response.map(Body::new))
         } else {
-            self.rest.oneshot(request.map(Body::new)).await
+            self.rest.clone().oneshot(request.map(Body::new)).await
         };
         Ok(observation.follow(response.unwrap_or_else(|never| match never {})))
     }
 
-    async fn grpc(self, request: Request<GrpcBody>) -> Result<http::Response<GrpcBody>, Infallible> {
+    async fn grpc(self: Arc<Self>, request: Request<GrpcBody>) -> Result<http::Response<GrpcBody>, Infallible> {
         let inline = Inline::asked(request.headers(), request.uri().path());
         let path = request.uri().path().to_owned();
         let need = table::grpc(&path);
@@ -167,7 +165,7 @@ impl Doors {
     }
 
     async fn call(
-        self,
+        &self,
         mut request: Request<GrpcBody>,
         need: Option<Need>,
     ) -> (http::Response<GrpcBody>, Option<Principal>) {
@@ -181,7 +179,7 @@ impl Doors {
                 Ok(response) => response.map(GrpcBody::new),
                 Err(error) => grpc_refusal(error),
             },
-            _ => self.grpc.oneshot(request).await.unwrap_or_else(|never| match never {}),
+            _ => self.grpc.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
         };
         (response, caller)
     }

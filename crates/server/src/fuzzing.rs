@@ -33,7 +33,7 @@ pub fn request(data: &[u8]) {
 /// One text as every kind of header that is read.
 pub fn headers(text: &str) {
     // Whatever a stranger makes up, nothing of it is signed.
-    let secret = ServerSecret::new("a secret".to_owned());
+    let secret = ServerSecret::new("a secret");
     let sandbox = SandboxId::random();
     assert!(preview::verify(&secret, 0, Kind::Link, &sandbox, 3000, text).is_err());
     if let Some(place) = PreviewConfig::default().place(text) {

@@ -100,7 +100,7 @@ pub struct Server {
     runner_address: SocketAddr,
     admin_key: String,
     join_token: String,
-    parts: Parts,
+    parts: Arc<Parts>,
     tls: Option<Arc<Tls>>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -183,7 +183,7 @@ impl Server {
             runner_address: listeners.runners.local_addr().unwrap_or(config.runner_address),
             admin_key,
             join_token: sandboxes.secret.join_token(),
-            parts: Parts {
+            parts: Arc::new(Parts {
                 sandboxes,
                 relay,
                 keys,
@@ -196,7 +196,7 @@ impl Server {
                 workspace: Arc::new(config.workspace.clone()),
                 ssh,
                 origins: Origins::new(&config.access.allowed_origins),
-            },
+            }),
             tls,
             tasks: TaskTracker::new(),
             shutdown: CancellationToken::new(),
@@ -217,7 +217,7 @@ impl Server {
             self.tasks.spawn(door.serve(listener, self.tasks.clone(), self.shutdown.clone()));
         }
         let workspace = WorkspaceDoor::new(self.parts.clone());
-        let doors = Doors::new(self.parts.clone(), workspace.clone(), &config.access.allowed_origins);
+        let doors = Arc::new(Doors::new(self.parts.clone(), workspace.clone(), &config.access.allowed_origins));
         let service = move |request| doors.clone().serve(request);
         let acceptor = || self.tls.as_ref().map(|tls| tls.acceptor());
         self.tasks.spawn(listener::serve(
@@ -361,7 +361,7 @@ async fn open_sandboxes(store: Arc<Store>, clock: Arc<Clock>, config: &ServerCon
         let fresh = fresh.clone();
         Box::pin(async move { store::meta::get_or_insert(tx, "secret", &fresh).await })
     });
-    let secret = Arc::new(ServerSecret::new(secret.await?));
+    let secret = Arc::new(ServerSecret::new(&secret.await?));
     let known = store::runners::all(store.readers()).await?;
     let used = store::sandboxes::used(store.readers()).await?;
     Ok(Sandboxes {

@@ -35,15 +35,16 @@ pub(crate) fn hash(secret: &str) -> String {
 
 /// Two lower-case digits a byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|half| DIGITS[usize::from(half)]).collect()
 }
 
 /// The server's own secret, and what is derived from it.
-pub(crate) struct ServerSecret(String);
+pub(crate) struct ServerSecret(Hmac<Sha256>);
 
 impl ServerSecret {
-    pub(crate) fn new(secret: String) -> Self {
-        Self(secret)
+    pub(crate) fn new(secret: &str) -> Self {
+        Self(Hmac::new_from_slice(secret.as_bytes()).expect("HMAC takes a key of any length"))
     }
 
     /// The token with which a runner joins.
@@ -62,7 +63,7 @@ impl ServerSecret {
     }
 
     fn derive(&self, prefix: &str, purpose: &str) -> String {
-        let mut mac = Hmac::<Sha256>::new_from_slice(self.0.as_bytes()).expect("HMAC takes a key of any length");
+        let mut mac = self.0.clone();
         mac.update(purpose.as_bytes());
         format!("{prefix}{}", hex(&mac.finalize().into_bytes()[..SECRET_BYTES]))
     }
@@ -79,7 +80,7 @@ mod tests {
 
     #[test]
     fn tokens_differ_by_purpose_sandbox_generation_and_server() {
-        let (one, two) = (ServerSecret::new("1".into()), ServerSecret::new("2".into()));
+        let (one, two) = (ServerSecret::new("1"), ServerSecret::new("2"));
         let (a, b) = (SandboxId::random(), SandboxId::random());
         let tokens = [
             one.join_token(),

@@ -12,6 +12,8 @@ mod sandboxes;
 mod ssh;
 mod usage;
 
+use std::sync::Arc;
+
 use dispense_api::v1::audit_service_server::AuditServiceServer;
 use dispense_api::v1::batch_service_server::BatchServiceServer;
 use dispense_api::v1::event_service_server::EventServiceServer;
@@ -30,7 +32,7 @@ use tonic::service::Routes;
 use super::Parts;
 
 /// The services, beside what every gRPC server has: health, for those who watch it, and reflection.
-pub(super) fn routes(parts: &Parts) -> Routes {
+pub(super) fn routes(parts: &Arc<Parts>) -> Routes {
     Routes::new(SandboxServiceServer::new(sandboxes::SandboxDoor(parts.sandboxes.clone())))
         .add_service(RunnerServiceServer::new(runners::RunnerDoor(parts.sandboxes.clone())))
         .add_service(UsageServiceServer::new(usage::UsageDoor(parts.sandboxes.clone())))

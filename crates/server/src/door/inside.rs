@@ -33,7 +33,7 @@ const WINDOW_BYTES: u32 = 1 << 20;
 
 /// The door.
 pub(crate) struct InsideDoor {
-    pub(crate) parts: Parts,
+    pub(crate) parts: Arc<Parts>,
     pub(crate) workspace: WorkspaceDoor,
     /// Where SSH is switched on.
     pub(crate) ssh: Option<SshDoor>,

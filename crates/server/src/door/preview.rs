@@ -43,16 +43,17 @@ use pool::Pool;
 
 /// Until the first byte of an answer, after the last of the request: programs that think longer stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// As long as most programs take at the most.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The door.
-#[derive(Clone)]
 pub(super) struct PreviewDoor {
-    parts: Parts,
+    parts: Arc<Parts>,
     pool: Arc<Pool>,
 }
 
 impl PreviewDoor {
-    pub(super) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Arc<Parts>) -> Self {
         let pool = Arc::new(Pool::new(parts.relay.clone()));
         Self { parts, pool }
     }
@@ -63,7 +64,7 @@ impl PreviewDoor {
     }
 
     /// Answers one request.
-    pub(super) async fn serve(self, place: Place, request: Request<Incoming>) -> Result<Response, Infallible> {
+    pub(super) async fn serve(&self, place: Place, request: Request<Incoming>) -> Result<Response, Infallible> {
         let for_people = page::wanted(request.headers());
         let mut response = match self.answer(&place, request).await {
             Ok(answered) => answered,
@@ -106,13 +107,18 @@ impl PreviewDoor {
         let pulse = Pulse::default();
         let body = Body::new(Uploaded { body, pulse: pulse.clone() });
         let mut outgoing = headers::to_sandbox(head, &forwarded, upgrade)?.map(|()| body);
-        let (mut connection, mut response) = loop {
+        let (connection, mut response) = loop {
             let mut connection = self.pool.take(route, place.port).await?;
-            let answered = connection.sender.try_send_request(outgoing);
-            let answered = tokio::select! {
-                answered = answered => answered,
-                () = pulse.stopped(ANSWER_TIMEOUT) => return Err(late(place)),
-                why = until.ended() => return Err(unauthenticated(why)),
+            let mut answered = std::pin::pin!(connection.sender.try_send_request(outgoing));
+            // Most answer at once, and what lets the caller in is not watched over meanwhile.
+            let soon = tokio::time::timeout(SOON, &mut answered).await;
+            let answered = match soon {
+                Ok(answered) => answered,
+                Err(_) => tokio::select! {
+                    answered = answered => answered,
+                    () = pulse.stopped(ANSWER_TIMEOUT) => return Err(late(place)),
+                    why = until.ended() => return Err(unauthenticated(why)),
+                },
             };
             match answered {
                 Ok(response) => break (connection, response),
@@ -136,13 +142,7 @@ impl PreviewDoor {
             });
             return Ok(response.map(Body::new));
         }
-        let pool = self.pool.clone();
-        tokio::spawn(async move {
-            // When the answer has been read to its end.
-            if connection.sender.ready().await.is_ok() {
-                pool.put(connection);
-            }
-        });
+        self.pool.put(connection);
         Ok(response.map(Body::new))
     }
 

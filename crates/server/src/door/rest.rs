@@ -14,6 +14,7 @@ mod ssh;
 mod usage;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -77,7 +78,7 @@ impl IntoResponse for Refusal {
 type Answer<T> = Result<T, Refusal>;
 
 /// All routes; each has its row in the authorisation table.
-pub(super) fn router(parts: Parts) -> Router {
+pub(super) fn router(parts: Arc<Parts>) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
@@ -119,7 +120,7 @@ pub(super) fn router(parts: Parts) -> Router {
         .with_state(parts)
 }
 
-async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
+async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: Request, next: Next) -> Response {
     let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
         return Refusal(method_unknown(path.as_str())).into_response();
     };
@@ -136,7 +137,7 @@ async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Reque
 }
 
 /// Ready: the database answers, and the server is not about to end.
-async fn ready(State(parts): State<Parts>) -> Answer<&'static str> {
+async fn ready(State(parts): State<Arc<Parts>>) -> Answer<&'static str> {
     if parts.health.is_draining() {
         return Err(Error::new(Code::Unavailable, "draining", "this server is about to end: use another").into());
     }
@@ -146,7 +147,7 @@ async fn ready(State(parts): State<Parts>) -> Answer<&'static str> {
 }
 
 /// For Prometheus.
-async fn metrics(State(parts): State<Parts>) -> Answer<Response> {
+async fn metrics(State(parts): State<Arc<Parts>>) -> Answer<Response> {
     const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let census = parts.sandboxes.census().await?;
     Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], parts.metrics.render(&census)).into_response())
@@ -170,7 +171,7 @@ struct ListQuery {
 }
 
 async fn list_sandboxes(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Answer<Json<SandboxesJson>> {
@@ -201,7 +202,7 @@ async fn list_sandboxes(
 }
 
 async fn create_sandbox(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     body: Result<Json<json::CreateJson>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<SandboxJson>)> {
@@ -219,7 +220,7 @@ async fn create(parts: &Parts, caller: &Principal, body: json::CreateJson) -> Re
 }
 
 async fn get_sandbox(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Answer<Json<SandboxJson>> {
@@ -247,7 +248,7 @@ impl ChangeQuery {
 type ChangeParameters = Result<Query<ChangeQuery>, QueryRejection>;
 
 async fn delete_sandbox(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
@@ -260,7 +261,7 @@ async fn delete_sandbox(
 }
 
 async fn start_sandbox(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
@@ -273,7 +274,7 @@ async fn start_sandbox(
 }
 
 async fn stop_sandbox(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: ChangeParameters,
@@ -299,7 +300,7 @@ struct JobsQuery {
 }
 
 async fn list_jobs(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     query: Result<Query<JobsQuery>, QueryRejection>,
 ) -> Answer<Json<JobsJson>> {
@@ -320,7 +321,7 @@ async fn list_jobs(
 }
 
 async fn get_job(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Answer<Json<JobJson>> {
@@ -328,11 +329,11 @@ async fn get_job(
     Ok(Json(JobJson::from(&job)))
 }
 
-async fn list_runners(State(parts): State<Parts>) -> Json<RunnersJson> {
+async fn list_runners(State(parts): State<Arc<Parts>>) -> Json<RunnersJson> {
     Json(RunnersJson { runners: parts.sandboxes.fleet.list().into_iter().map(RunnerJson::from).collect() })
 }
 
-async fn get_runner(State(parts): State<Parts>, Path(id): Path<String>) -> Answer<Json<RunnerJson>> {
+async fn get_runner(State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Answer<Json<RunnerJson>> {
     Ok(Json(parts.sandboxes.fleet.find(&id)?.into()))
 }
 

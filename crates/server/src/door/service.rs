@@ -8,6 +8,8 @@ mod grpc;
 mod info;
 mod inline;
 
+use std::sync::Arc;
+
 use dispense_api::service::dispense_service_server::DispenseServiceServer;
 
 use super::Parts;
@@ -17,6 +19,6 @@ pub(super) use gateway::{ROUTES, method, router};
 pub(super) use inline::Inline;
 
 /// The service over gRPC.
-pub(super) fn server(parts: &Parts) -> DispenseServiceServer<Calls> {
+pub(super) fn server(parts: &Arc<Parts>) -> DispenseServiceServer<Calls> {
     DispenseServiceServer::new(Calls { parts: parts.clone() })
 }

@@ -51,7 +51,7 @@ const AGENT_SOCKET: &str = "SSH_AUTH_SOCK";
 /// What the door works with.
 #[derive(Clone)]
 pub(crate) struct SshDoor {
-    pub(crate) parts: Parts,
+    pub(crate) parts: Arc<Parts>,
     pub(crate) ssh: Arc<Ssh>,
     /// An API key is taken as the password.
     pub(crate) passwords: bool,
@@ -63,7 +63,7 @@ pub(crate) struct SshDoor {
 }
 
 impl SshDoor {
-    pub(crate) fn new(parts: Parts, ssh: Arc<Ssh>, config: &SshConfig) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, ssh: Arc<Ssh>, config: &SshConfig) -> Self {
         let SshConfig { passwords, sessions_max, idle_timeout, .. } = *config;
         Self { parts, ssh, passwords, sessions: Arc::new(Semaphore::new(sessions_max)), sessions_max, idle_timeout }
     }

@@ -87,7 +87,7 @@ struct Auth {
 
 /// One client.
 pub(super) struct Client {
-    parts: Parts,
+    parts: Arc<Parts>,
     caller: Principal,
     sandbox: String,
     session: String,
@@ -107,7 +107,7 @@ impl Client {
 }
 
 impl WorkspaceDoor {
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>) -> Self {
         let (service, io) = SocketIo::builder()
             .req_path("/workspace")
             .max_payload(EVENT_MAX_BYTES as u64)
@@ -188,7 +188,7 @@ fn elsewhere() -> Error {
 }
 
 /// Lets a client in, or not: the error is what its `connect_error` has.
-async fn enter(parts: Parts, parked: Arc<Parked>, socket: &SocketRef, auth: Option<Auth>) -> Result<(), Error> {
+async fn enter(parts: Arc<Parts>, parked: Arc<Parked>, socket: &SocketRef, auth: Option<Auth>) -> Result<(), Error> {
     let refused = |message: &str| Error::new(Code::Unauthenticated, "unauthenticated", message);
     let auth = auth.ok_or_else(|| refused("unauthenticated: `auth.token` is missing: it is an API key"))?;
     let Some(Named(sandbox)) = socket.req_parts().extensions.get::<Named>().cloned() else {

@@ -32,7 +32,7 @@ fn host_names_stand_for_sandboxes_and_ports() {
 
 #[test]
 fn a_token_is_for_one_use_one_sandbox_one_port_one_server_one_key_and_a_time() {
-    let (one, other) = (ServerSecret::new("1".into()), ServerSecret::new("2".into()));
+    let (one, other) = (ServerSecret::new("1"), ServerSecret::new("2"));
     let (web, api) = (SandboxId::random(), SandboxId::random());
     let key_id = "key0123456789abcdef0123".to_owned();
     let grant = Grant { until: 1000, made_at: 5, key_id };
@@ -78,7 +78,7 @@ fn a_link_leads_to_the_port_that_the_server_is_known_by() {
 
 #[test]
 fn a_token_names_a_key_or_nobody_and_nothing_else() {
-    let secret = ServerSecret::new("1".into());
+    let secret = ServerSecret::new("1");
     let web = SandboxId::random();
     let signed = |key_id: &str| {
         let grant = Grant { until: 1000, made_at: 5, key_id: key_id.to_owned() };

@@ -41,7 +41,22 @@ impl Relay {
         request: &impl Message,
         timeout: Duration,
     ) -> Result<Answers, Error> {
-        let (answers, head) = self.begin(route, method, origin, request, timeout).await?;
+        self.ask_all(route, method, origin, std::slice::from_ref(request), timeout).await
+    }
+
+    /// The same with several requests that are all there: everybody on the way is woken once.
+    pub(crate) async fn ask_all(
+        &self,
+        route: &Route,
+        method: Method,
+        origin: &Origin,
+        requests: &[impl Message],
+        timeout: Duration,
+    ) -> Result<Answers, Error> {
+        let (answers, mut head) = self.begin(route, method, origin, timeout).await?;
+        for request in requests {
+            frame::encode(request, &mut head);
+        }
         let sent = answers.requests.0.send_last(head).await;
         sent.map(|()| answers).map_err(|_| gone())
     }
@@ -55,7 +70,8 @@ impl Relay {
         first: &impl Message,
         timeout: Duration,
     ) -> Result<Answers, Error> {
-        let (answers, head) = self.begin(route, method, origin, first, timeout).await?;
+        let (answers, mut head) = self.begin(route, method, origin, timeout).await?;
+        frame::encode(first, &mut head);
         let sent = answers.requests.0.send(head.freeze()).await;
         sent.map(|()| answers).map_err(|_| gone())
     }
@@ -65,13 +81,11 @@ impl Relay {
         route: &Route,
         method: Method,
         origin: &Origin,
-        first: &impl Message,
         timeout: Duration,
     ) -> Result<(Answers, BytesMut), Error> {
         let Session { inbound, outbound } = self.open(route, &origin.trace, timeout).await?;
         let mut head = BytesMut::new();
         session::call(method, origin, &mut head);
-        frame::encode(first, &mut head);
         let decoder = Decoder::new(limits::RESPONSE_MESSAGE_MAX_BYTES);
         Ok((Answers { inbound, requests: Requests(outbound), decoder, begun: BytesMut::new() }, head))
     }

@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use dispense_e2e::clients::Clients;
 use dispense_e2e::host;
+use dispense_e2e::terminal::Terminal;
 use serde::Deserialize;
 
 use crate::ours::{NAME, Ours};
@@ -43,13 +45,16 @@ pub(crate) fn measure(ours: &Ours, args: &Args, table: &mut Table) -> Result<()>
         return Ok(());
     };
     let path = format!("/workspace/{NAME}");
+    let mut floors = vec![];
     for round in 0..=args.rounds {
         let mine = client(&clients, args, &format!("http://{}", ours.address), &path, &ours.key)?;
         let theirs = client(&clients, args, &node.url, "/socket.io", "none")?;
+        let floor = terminal_floor(&folder.join("big.txt"))?;
         // The first warms up.
         if round == 0 {
             continue;
         }
+        floors.push(floor);
         let mut put = |what, unit, aim, of: fn(&Figures) -> f64| {
             let row = table.row(what, unit, aim);
             row.ours.push(of(&mine));
@@ -61,7 +66,23 @@ pub(crate) fn measure(ours: &Ours, args: &Args, table: &mut Table) -> Result<()>
         put("updateContent of 16 KiB, Node", "a second", "at least 2", |figures| figures.writes);
         put("fetchContent of 16 KiB, Node", "a second", "at least 2", |figures| figures.reads);
     }
+    let floor = crate::median(&mut floors);
+    table.note(format!("terminal output of a program that reads the terminal itself and drops it: {floor:.0} MB/s"));
     Ok(())
+}
+
+/// MB a second that this machine's terminals give, with nothing behind them.
+fn terminal_floor(file: &Path) -> Result<f64> {
+    let bytes = usize::try_from(fs::metadata(file)?.len())?;
+    let mut terminal = Terminal::open(80, 24);
+    let mut cat = Command::new("sh");
+    cat.args(["-c", "stty -onlcr; exec cat \"$0\""]).arg(file).env("PATH", std::env::var("PATH")?);
+    let begun = Instant::now();
+    let mut child = terminal.spawn(&cat);
+    terminal.skip(bytes);
+    let seconds = begun.elapsed().as_secs_f64();
+    child.wait()?;
+    Ok(bytes as f64 / f64::from(1 << 20) / seconds)
 }
 
 /// Text of lines of 80 bytes.

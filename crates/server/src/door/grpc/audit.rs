@@ -1,5 +1,7 @@
 //! `dispense.v1.AuditService`.
 
+use std::sync::Arc;
+
 use dispense_api::v1;
 use dispense_api::v1::audit_service_server::AuditService;
 use tonic::{Request, Response, Status};
@@ -9,7 +11,7 @@ use crate::door::Parts;
 use crate::door::request::page_size;
 use crate::sandbox::view::timestamp;
 
-pub(super) struct AuditDoor(pub(super) Parts);
+pub(super) struct AuditDoor(pub(super) Arc<Parts>);
 
 type Answer<T> = Result<Response<T>, Status>;
 

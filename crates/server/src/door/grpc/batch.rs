@@ -1,5 +1,7 @@
 //! `dispense.v1.BatchService`.
 
+use std::sync::Arc;
+
 use dispense_api::error::Error;
 use dispense_api::v1;
 use dispense_api::v1::batch_service_server::BatchService;
@@ -11,7 +13,7 @@ use crate::door::Parts;
 use crate::door::request::{caller, wait_bound, wait_timeout};
 use crate::sandbox::spec::invalid;
 
-pub(super) struct BatchDoor(pub(super) Parts);
+pub(super) struct BatchDoor(pub(super) Arc<Parts>);
 
 type Answer<T> = Result<Response<T>, Status>;
 

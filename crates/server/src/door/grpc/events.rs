@@ -1,6 +1,7 @@
 //! `dispense.v1.EventService`.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use dispense_api::v1;
 use dispense_api::v1::event_service_server::EventService;
@@ -16,7 +17,7 @@ use crate::store::events::Event;
 /// In the head of the answer: the number of the last event before those that are told.
 const POSITION: &str = "x-dispense-position";
 
-pub(super) struct EventDoor(pub(super) Parts);
+pub(super) struct EventDoor(pub(super) Arc<Parts>);
 
 #[tonic::async_trait]
 impl EventService for EventDoor {

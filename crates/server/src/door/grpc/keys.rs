@@ -1,5 +1,7 @@
 //! `dispense.v1.KeyService`.
 
+use std::sync::Arc;
+
 use dispense_api::v1;
 use dispense_api::v1::key_service_server::KeyService;
 use tonic::{Request, Response, Status};
@@ -11,7 +13,7 @@ use crate::door::request::caller;
 use crate::sandbox::spec::invalid;
 use crate::sandbox::view::timestamp;
 
-pub(super) struct KeyDoor(pub(super) Parts);
+pub(super) struct KeyDoor(pub(super) Arc<Parts>);
 
 type Answer<T> = Result<Response<T>, Status>;
 

@@ -1,5 +1,7 @@
 //! `dispense.v1.PreviewService`.
 
+use std::sync::Arc;
+
 use dispense_api::v1;
 use dispense_api::v1::preview_service_server::PreviewService;
 use tonic::{Request, Response, Status};
@@ -9,7 +11,7 @@ use crate::door::request::caller;
 use crate::preview::{self, Place};
 use crate::sandbox::view::timestamp;
 
-pub(super) struct PreviewDoor(pub(super) Parts);
+pub(super) struct PreviewDoor(pub(super) Arc<Parts>);
 
 type Answer<T> = Result<Response<T>, Status>;
 

@@ -1,5 +1,7 @@
 //! `dispense.v1.SshService`.
 
+use std::sync::Arc;
+
 use dispense_api::error::{Code, Error};
 use dispense_api::v1;
 use dispense_api::v1::ssh_service_server::SshService;
@@ -15,7 +17,7 @@ use crate::store::ssh_keys::{self, SshKey};
 /// Of one account: people have a few, and each key of a machine is one more.
 const KEYS_MAX: usize = 100;
 
-pub(super) struct SshDoor(pub(super) Parts);
+pub(super) struct SshDoor(pub(super) Arc<Parts>);
 
 type Answer<T> = Result<Response<T>, Status>;
 

@@ -39,6 +39,12 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn is_of_use(&self) -> bool {
+        !self.sender.is_closed() && self.since.elapsed() < IDLE_TIMEOUT
+    }
+}
+
 /// The kept ones.
 pub(super) struct Pool {
     relay: Arc<Relay>,
@@ -72,15 +78,12 @@ impl Pool {
     fn take_idle(&self, key: &Key) -> Option<SendRequest<Body>> {
         let mut idle = self.idle.lock().expect("no holder panics");
         let waiting = idle.get_mut(key)?;
-        loop {
-            let next = waiting.pop()?;
-            if !next.sender.is_closed() && next.since.elapsed() < IDLE_TIMEOUT {
-                return Some(next.sender);
-            }
-        }
+        // The youngest of those whose answer has been read to its end.
+        let ready = waiting.iter().rposition(|idle| idle.sender.is_ready() && idle.is_of_use())?;
+        Some(waiting.remove(ready).sender)
     }
 
-    /// Keeps a connection that takes the next request.
+    /// Keeps a connection for the next request, once its answer has been read.
     pub(super) fn put(self: &Arc<Self>, connection: Connection) {
         let mut idle = self.idle.lock().expect("no holder panics");
         let total: usize = idle.values().map(Vec::len).sum();
@@ -102,7 +105,7 @@ impl Pool {
             tokio::time::sleep(IDLE_TIMEOUT).await;
             let mut idle = self.idle.lock().expect("no holder panics");
             for waiting in idle.values_mut() {
-                waiting.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIMEOUT);
+                waiting.retain(Idle::is_of_use);
             }
             idle.retain(|_, waiting| !waiting.is_empty());
             if idle.is_empty() {

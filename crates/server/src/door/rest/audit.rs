@@ -1,5 +1,7 @@
 //! Who asked for what.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -74,7 +76,7 @@ impl From<Entry> for EntryJson {
 }
 
 pub(super) async fn list(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     query: Result<Query<AuditQuery>, QueryRejection>,
 ) -> Answer<Json<AuditJson>> {
     let Query(query) = query.map_err(|error| bad_query(&error))?;
@@ -83,7 +85,7 @@ pub(super) async fn list(
     Ok(Json(AuditJson { entries: page.into_iter().map(Into::into).collect() }))
 }
 
-pub(super) async fn verify(State(parts): State<Parts>) -> Answer<Json<VerdictJson>> {
+pub(super) async fn verify(State(parts): State<Arc<Parts>>) -> Answer<Json<VerdictJson>> {
     let verdict = parts.sandboxes.audit.verify().await?;
     let (entries, broken_at, last_hash) = (verdict.entries, verdict.broken_at, verdict.last_hash);
     Ok(Json(VerdictJson { entries, broken_at, last_hash }))

@@ -1,6 +1,7 @@
 //! Several changes in one request, with a result for each item in its place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
@@ -184,7 +185,7 @@ fn encoded(text: Result<String, std::string::FromUtf8Error>) -> String {
 }
 
 pub(super) async fn create_each(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     body: Result<Json<CreatesJson>, JsonRejection>,
 ) -> Answer<Json<ResultsJson<ResultJson>>> {
@@ -195,7 +196,7 @@ pub(super) async fn create_each(
 }
 
 pub(super) async fn delete_each(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     body: Result<Json<DeletesJson>, JsonRejection>,
 ) -> Answer<Json<ResultsJson<ResultJson>>> {
@@ -211,7 +212,7 @@ pub(super) async fn delete_each(
 }
 
 pub(super) async fn exec_each(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     body: Result<Json<ExecsJson>, JsonRejection>,
 ) -> Answer<Json<ResultsJson<ExecJson>>> {

@@ -1,6 +1,7 @@
 //! The variables that a sandbox's processes start with.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
@@ -33,7 +34,7 @@ impl From<Sandbox> for EnvironmentJson {
 }
 
 pub(super) async fn environment(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
 ) -> Answer<Json<EnvironmentJson>> {
@@ -41,7 +42,7 @@ pub(super) async fn environment(
 }
 
 pub(super) async fn change(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     body: Result<Json<ChangeJson>, JsonRejection>,

@@ -59,7 +59,7 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 const MESSAGE_MAX_BYTES: usize = 4096;
 
 pub(super) async fn events(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     query: Result<Query<EventsQuery>, QueryRejection>,
     mut request: Request,

@@ -2,6 +2,7 @@
 //! not matter here.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
@@ -243,7 +244,7 @@ fn etag(file: &v1::File) -> String {
 
 /// `GET …/files`: what a file holds.
 pub(super) async fn read(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<ReadQuery>, QueryRejection>,
@@ -315,7 +316,7 @@ fn content(answers: Answers, length: Option<u64>) -> impl Stream<Item = io::Resu
 
 /// `PUT …/files`: a file, whole or not at all.
 pub(super) async fn write(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<WriteQuery>, QueryRejection>,
@@ -383,7 +384,7 @@ async fn send(body: &mut Body, requests: &Requests) -> Result<(), Error> {
 
 /// `GET …/files/stat`.
 pub(super) async fn stat(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<StatQuery>, QueryRejection>,
@@ -395,7 +396,7 @@ pub(super) async fn stat(
 
 /// `GET …/files/list`.
 pub(super) async fn list(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<DirectoryListQuery>, QueryRejection>,
@@ -418,7 +419,7 @@ pub(super) async fn list(
 
 /// `POST …/files/directory`.
 pub(super) async fn make_directory(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<DirectoryQuery>, QueryRejection>,
@@ -433,7 +434,7 @@ pub(super) async fn make_directory(
 
 /// `POST …/files/move`.
 pub(super) async fn rename(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<MoveQuery>, QueryRejection>,
@@ -447,7 +448,7 @@ pub(super) async fn rename(
 
 /// `DELETE …/files`.
 pub(super) async fn remove(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<RemoveQuery>, QueryRejection>,

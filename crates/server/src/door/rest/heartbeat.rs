@@ -1,5 +1,7 @@
 //! `POST /api/v1/sandboxes/{id}/status`: the heartbeat of a sandbox's agent, with the sandbox's own token.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
@@ -52,7 +54,7 @@ pub(super) struct Received {
 }
 
 pub(super) async fn status(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Path(id): Path<String>,
     peer: Option<Extension<PeerAddress>>,
     headers: HeaderMap,

@@ -1,5 +1,7 @@
 //! API keys. A secret is told once, in the answer that makes it.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
@@ -109,7 +111,7 @@ impl From<(ApiKey, String)> for IssuedJson {
 }
 
 pub(super) async fn list(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     query: Result<Query<KeysQuery>, QueryRejection>,
 ) -> Answer<Json<KeysJson>> {
@@ -119,7 +121,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn create(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     body: Result<Json<NewKeyJson>, JsonRejection>,
 ) -> Answer<(StatusCode, Json<IssuedJson>)> {
@@ -134,7 +136,7 @@ pub(super) async fn create(
 }
 
 pub(super) async fn rotate(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(key): Path<String>,
     query: Result<Query<RotateQuery>, QueryRejection>,
@@ -144,7 +146,7 @@ pub(super) async fn rotate(
 }
 
 pub(super) async fn revoke(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(key): Path<String>,
 ) -> Answer<Json<KeyJson>> {

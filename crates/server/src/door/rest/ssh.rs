@@ -1,5 +1,7 @@
 //! How to reach a sandbox over SSH.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use http::{HeaderMap, Uri};
@@ -32,7 +34,7 @@ pub(super) struct ConnectionJson {
 }
 
 pub(super) async fn connection(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     uri: Uri,

@@ -1,5 +1,7 @@
 //! What a sandbox used over time.
 
+use std::sync::Arc;
+
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::{Extension, Json};
@@ -59,7 +61,7 @@ impl From<&Sample> for SampleJson {
 }
 
 pub(super) async fn usage(
-    State(parts): State<Parts>,
+    State(parts): State<Arc<Parts>>,
     Extension(caller): Extension<Principal>,
     Path(id): Path<String>,
     query: Result<Query<UsageQuery>, QueryRejection>,

@@ -1,5 +1,6 @@
 //! What each call of the service means.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use dispense_api::error::{Code, Error};
@@ -29,7 +30,7 @@ const GROUP_PAGE: usize = 1000;
 
 /// The calls.
 pub(crate) struct Calls {
-    pub(super) parts: Parts,
+    pub(super) parts: Arc<Parts>,
 }
 
 impl Calls {

@@ -57,7 +57,7 @@ pub(in crate::door) fn method(name: &str) -> Option<MethodDescriptor> {
 }
 
 /// All routes, each with its row in the authorisation table.
-pub(in crate::door) fn router(parts: Parts) -> Router {
+pub(in crate::door) fn router(parts: Arc<Parts>) -> Router {
     let calls = Arc::new(Calls { parts: parts.clone() });
     let mut router = Router::new();
     for (verb, path, name) in ROUTES {
@@ -86,7 +86,7 @@ pub(in crate::door) fn router(parts: Parts) -> Router {
         .with_state(calls)
 }
 
-async fn check(State(parts): State<Parts>, path: MatchedPath, mut request: Request, next: Next) -> Response {
+async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: Request, next: Next) -> Response {
     let Some(need) = table::rest(request.method().as_str(), path.as_str()) else {
         return refusal(&method_unknown(path.as_str()));
     };

@@ -120,19 +120,23 @@ impl Client {
         }
         let route = self.route(Method::WriteFile).await?;
         let open = v1::WriteFile { path: within(&update.path), beneath: ROOT.to_owned(), ..Default::default() };
-        let first = v1::WriteFileRequest {
-            sandbox: route.sandbox.to_string(),
-            kind: Some(write_file_request::Kind::Open(open)),
-        };
-        let answers =
-            self.parts.relay.call(&route, Method::WriteFile, &Origin::default(), &first, START_TIMEOUT).await?;
-        let (requests, content) = (answers.requests(), Bytes::from(content));
-        let chunks = (0..content.len()).step_by(limits::DATA_CHUNK_BYTES);
-        let chunks = chunks.map(|at| content.slice(at..content.len().min(at + limits::DATA_CHUNK_BYTES)));
+        let request = |kind| v1::WriteFileRequest { sandbox: String::new(), kind: Some(kind) };
+        let first = request(write_file_request::Kind::Open(open));
+        let data = |data| request(write_file_request::Kind::Data(data));
         // An empty one says that the content is whole.
-        for data in chunks.chain([Bytes::new()]) {
-            let message =
-                v1::WriteFileRequest { sandbox: String::new(), kind: Some(write_file_request::Kind::Data(data)) };
+        let whole = data(Bytes::new());
+        let content = Bytes::from(content);
+        let (relay, origin) = (&self.parts.relay, Origin::default());
+        if content.len() <= limits::DATA_CHUNK_BYTES {
+            let all = [first, data(content), whole];
+            let answers = relay.ask_all(&route, Method::WriteFile, &origin, &all, START_TIMEOUT).await?;
+            return answers.only::<v1::File>().await.map(drop);
+        }
+        let answers = relay.call(&route, Method::WriteFile, &origin, &first, START_TIMEOUT).await?;
+        let requests = answers.requests();
+        let chunks = (0..content.len()).step_by(limits::DATA_CHUNK_BYTES);
+        let chunks = chunks.map(|at| data(content.slice(at..content.len().min(at + limits::DATA_CHUNK_BYTES))));
+        for message in chunks.chain([whole]) {
             if !requests.send(&message).await {
                 // The agent stopped taking it, and says why.
                 break;
