@@ -109,14 +109,19 @@ impl Doors {
         Self { grpc, rest, cors, previews, workspace, parts }
     }
 
-    /// Answers one request.
+    /// Answers one request. Each request has a future of this in memory, so what is large and not for all of them is a
+    /// box of its own.
     pub(crate) async fn serve(self: Arc<Self>, mut request: Request<Incoming>) -> Result<Response, Infallible> {
         if let Some(place) = self.previews.place(&request) {
             let observation = Observation::begin(&self.parts, "preview", request.headers_mut());
-            return self.previews.serve(place, request).await.map(|response| observation.follow(response));
+            let answer = Box::pin(self.previews.serve(place, request));
+            return answer.await.map(|response| observation.follow(response));
         }
         match self.cors.clone() {
-            Some(cors) => cors.layer(service_fn(|request| self.clone().observed(request))).oneshot(request).await,
+            Some(cors) => {
+                let service = cors.layer(service_fn(|request| self.clone().observed(request)));
+                Box::pin(service.oneshot(request)).await
+            }
             None => self.observed(request).await,
         }
     }
@@ -134,12 +139,13 @@ impl Doors {
         };
         let observation = Observation::begin(&self.parts, door, request.headers_mut());
         let response = if let Some(sandbox) = host {
-            self.workspace.clone().serve_own(sandbox, request.map(Body::new)).await
+            Box::pin(self.workspace.clone().serve_own(sandbox, request.map(Body::new))).await
         } else if is_workspace {
-            self.workspace.clone().serve(request.map(Body::new)).await
+            Box::pin(self.workspace.clone().serve(request.map(Body::new))).await
         } else if is_web {
             let grpc = service_fn(|request| self.clone().grpc(request));
-            GrpcWebLayer::new().layer(grpc).oneshot(request).await.map(|response| response.map(Body::new))
+            let answer = Box::pin(GrpcWebLayer::new().layer(grpc).oneshot(request));
+            answer.await.map(|response| response.map(Body::new))
         } else if is_grpc {
             self.grpc(request.map(GrpcBody::new)).await.map(|response| response.map(Body::new))
         } else {
@@ -175,7 +181,7 @@ impl Doors {
         };
         let method = request.uri().path().strip_prefix('/').and_then(Method::parse);
         let response = match (method, &caller) {
-            (Some(method), Some(caller)) => match data::call(&self.parts, caller, method, request).await {
+            (Some(method), Some(caller)) => match Box::pin(data::call(&self.parts, caller, method, request)).await {
                 Ok(response) => response.map(GrpcBody::new),
                 Err(error) => grpc_refusal(error),
             },
