@@ -2,40 +2,53 @@
 
 use std::borrow::Cow;
 use std::io::{self, Write};
+use std::sync::LazyLock;
 
+use aho_corasick::AhoCorasick;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Before the secret part of a key or token of ours, of an agent's provider, and of a header.
 const PREFIXES: [&str; 7] = ["dsp_", "e2b_", "dst_", "dsj_", "dsr_", "sk-", "Bearer "];
+/// Before the account of a URL.
+const AUTHORITY: &str = "://";
 /// A shorter word is no secret.
 const SECRET_MIN_CHARS: usize = 16;
 const REDACTED: &str = "[redacted]";
 
-/// Writes lines to stderr.
-pub(crate) struct Redacted;
+/// Passes lines on to another writer.
+pub(crate) struct Redacted<W>(pub(crate) W);
 
-impl<'a> MakeWriter<'a> for Redacted {
-    type Writer = Self;
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Redacted<M> {
+    type Writer = Redacted<M::Writer>;
 
-    fn make_writer(&'a self) -> Self {
-        Self
+    fn make_writer(&'a self) -> Self::Writer {
+        Redacted(self.0.make_writer())
     }
 }
 
-impl Write for Redacted {
+impl<W: Write> Write for Redacted<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line);
-        io::stderr().write_all(redact(&text).as_bytes())?;
+        self.0.write_all(redact(&text).as_bytes())?;
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        self.0.flush()
     }
 }
 
+/// Finds whether a line may have a secret: few have.
+static SUSPICIOUS: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let all = PREFIXES.into_iter().chain([AUTHORITY]);
+    AhoCorasick::new(all).expect("a few short words")
+});
+
 /// The text with each secret replaced; what stands before it says which kind it was.
 fn redact(text: &str) -> Cow<'_, str> {
+    if !SUSPICIOUS.is_match(text) {
+        return Cow::Borrowed(text);
+    }
     let mut clean = String::new();
     let mut rest = text;
     while let Some((from, to)) = first_secret(rest) {
@@ -66,8 +79,8 @@ fn secret_len(text: &str) -> usize {
 
 /// Of a URL, e.g. `postgres://user:password@host`.
 fn password(text: &str) -> Option<(usize, usize)> {
-    text.match_indices("://").find_map(|(at, _)| {
-        let from = at + "://".len();
+    text.match_indices(AUTHORITY).find_map(|(at, _)| {
+        let from = at + AUTHORITY.len();
         let authority = text[from..].split(['/', '?', '#', ' ', '"']).next()?;
         let (account, _) = authority.rsplit_once('@')?;
         let (user, password) = account.split_once(':')?;

@@ -14,6 +14,9 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 
+use crate::h2load;
+use crate::servers::Server;
+
 /// Streams that are being opened at the same time.
 const OPENING: usize = 64;
 
@@ -79,6 +82,11 @@ impl Target {
         let answer = client.get_sandbox(self.request(message)).await.ok()?;
         answer.into_inner().sandbox?;
         u64::try_from(begun.elapsed().as_micros()).ok()
+    }
+
+    /// Calls a second as h2load counts them, with so many connections and calls in flight.
+    pub(crate) fn count(&self, server: &Server, load: (usize, usize), time: Duration) -> Result<f64> {
+        h2load::rate(&server.address, &server.key, &self.identifier, load, time)
     }
 
     /// Each of `in_flight` callers calls again when it has its answer.

@@ -2,6 +2,7 @@
 //! stack (Node, @grpc/grpc-js) that answers the same call from memory; what the layers around a call cost; memory with
 //! thousands of open streams. Rounds are interleaved, medians are told.
 
+mod h2load;
 mod load;
 mod servers;
 
@@ -41,6 +42,8 @@ struct Contestant {
     server: Server,
     target: Target,
     rates: Vec<f64>,
+    /// As h2load counts them.
+    counted: Vec<f64>,
     p99s_ms: Vec<f64>,
     failed: u64,
 }
@@ -55,13 +58,17 @@ async fn bench(args: &Args) -> Result<()> {
         let target = Target::prepare(&server.address, &server.key, CONNECTIONS).await;
         let target = target.with_context(|| format!("failed to use: {}", setup.name()))?;
         let name = setup.name().to_owned();
-        contestants.push(Contestant { name, server, target, rates: vec![], p99s_ms: vec![], failed: 0 });
+        contestants.push(Contestant { name, server, target, rates: vec![], counted: vec![], p99s_ms: vec![], failed: 0 });
     }
     let time = Duration::from_secs(args.seconds);
+    let counts = h2load::available();
     for round in 0..=args.rounds {
         for one in &mut contestants {
             let result = one.target.closed_loop(IN_FLIGHT, time).await;
             // The first warms up.
+            if round > 0 && counts {
+                one.counted.push(one.target.count(&one.server, (CONNECTIONS, IN_FLIGHT), time)?);
+            }
             if round > 0 {
                 one.rates.push(result.rate);
                 one.p99s_ms.push(result.percentile_ms(99.0));
@@ -81,11 +88,21 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn report(contestants: &mut [Contestant]) {
     println!("\nGetSandbox, {IN_FLIGHT} in flight over {CONNECTIONS} connections, medians of interleaved rounds");
-    println!("{:<52} {:>10} {:>9} {:>8}  ratio", "", "calls/s", "p99 ms", "failed");
-    let base = contestants.first_mut().map_or(f64::NAN, |first| median(&mut first.rates));
+    println!(
+        "{:<52} {:>10} {:>9} {:>8}  {:<6} {:>10}  ratio",
+        "", "calls/s", "p99 ms", "failed", "ratio", "by h2load"
+    );
+    let mut base = None;
     for one in contestants {
-        let (rate, p99) = (median(&mut one.rates), median(&mut one.p99s_ms));
-        println!("{:<52} {rate:>10.0} {p99:>9.2} {:>8}  {:.2}", one.name, one.failed, rate / base);
+        let (rate, counted, p99) = (median(&mut one.rates), median(&mut one.counted), median(&mut one.p99s_ms));
+        let (first, first_counted) = *base.get_or_insert((rate, counted));
+        println!(
+            "{:<52} {rate:>10.0} {p99:>9.2} {:>8}  {:<6.2} {counted:>10.0}  {:.2}",
+            one.name,
+            one.failed,
+            rate / first,
+            counted / first_counted
+        );
     }
 }
 
