@@ -138,6 +138,8 @@ pub enum Fault {
     AnswerLost(&'static str),
     /// Nothing passes, and neither end is told.
     Silence,
+    /// What was connected is cut off, and what connects is not answered.
+    Gone,
 }
 
 /// A network between a server and its database.
@@ -171,9 +173,13 @@ async fn carry(mut client: TcpStream, database: PathBuf, fault: watch::Sender<Fa
     let (mut asked, mut answered) = ([0; 16 << 10], [0; 16 << 10]);
     let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|window| window == text);
     let mut named = false;
+    // The sender is ours.
+    let _ = told.wait_for(|fault| *fault != Fault::Gone).await;
     loop {
-        // The sender is ours.
         let _ = told.wait_for(|fault| *fault != Fault::Silence).await;
+        if *told.borrow() == Fault::Gone {
+            return Ok(());
+        }
         tokio::select! {
             _ = told.changed() => {}
             read = client.read(&mut asked) => {

@@ -60,6 +60,17 @@ async fn a_change_whose_commit_was_not_answered_is_told_as_it_is_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_cut_off_from_the_database_gives_up_the_lead() {
+    let Some(postgres) = Postgres::start() else { return };
+    let wire = postgres.wire().await;
+    let system = System::start_on(&wire.url()).await;
+    wire.fail(Fault::Gone);
+    let why = tokio::time::timeout(SOON, system.deposed()).await;
+    assert_eq!(why.expect("it gives up"), LeadLost::Silent);
+    system.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_to_which_the_database_is_silent_gives_up_the_lead() {
     let Some(postgres) = Postgres::start() else { return };
     let wire = postgres.wire().await;

@@ -27,6 +27,11 @@ impl From<StoreError> for Error {
                 let message = "the server's database did not take the request: try again, and see the server's log";
                 Self::new(Code::Unavailable, "database", message)
             }
+            StoreError::Unsure => {
+                tracing::error!(%error, "database");
+                let message = "the server's database did not say whether it took the request: look before you try again";
+                Self::new(Code::Unavailable, "database", message)
+            }
             StoreError::Closed => Self::new(Code::Unavailable, "shutdown", "the server is shutting down"),
             StoreError::Migrate(_) | StoreError::Row { .. } => {
                 tracing::error!(%error, %cause, "database");

@@ -64,6 +64,9 @@ pub(crate) enum StoreError {
     /// It says nothing.
     #[error("failed to use the database: it does not answer")]
     Silent,
+    /// It was asked to write, and nobody knows whether it did.
+    #[error("failed to learn whether the database took a change")]
+    Unsure,
     /// It has not noticed yet that this server's former connection was cut.
     #[error("failed to use the database: it still has this server's former session")]
     Former,
@@ -144,7 +147,7 @@ impl Store {
                 let kind = kind.clone();
                 Box::pin(async move { kind.prepare(connection).await })
             });
-            Readers::Pool(options.connect(&lead.database.url()).await?)
+            Readers::Pool(options.connect(&lead.database.url()).await?, lead.database.query_timeout())
         };
         Ok(Self { readers, lost: lead.lost.subscribe(), writer: Writer::start(lead, mode, metrics) })
     }

@@ -7,6 +7,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use sqlx::{AnyConnection, Connection, Executor};
+use tokio::time::timeout;
 
 use super::StoreError;
 use super::lead::Candidate;
@@ -14,8 +15,10 @@ use super::lead::Candidate;
 /// FULL: what a client was told is on the disk.
 const PRAGMAS: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA busy_timeout = 5000; \
                        PRAGMA cache_size = -16000;";
-/// For one connection to a server.
+/// For one connection to a server, which may have gone without a word.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one query of it.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Which database.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,6 +45,14 @@ impl Database {
         Ok(())
     }
 
+    /// A file has its own, and what it does takes as long as it takes.
+    pub(super) fn query_timeout(&self) -> Option<Duration> {
+        match self {
+            Self::File(_) => None,
+            Self::Postgres(_) => Some(QUERY_TIMEOUT),
+        }
+    }
+
     /// A connection that reads.
     pub(super) async fn connect(&self) -> Result<AnyConnection, StoreError> {
         static DRIVERS: Once = Once::new();
@@ -54,7 +65,10 @@ impl Database {
             self.prepare(&mut connection).await?;
             Ok(connection)
         };
-        tokio::time::timeout(CONNECT_TIMEOUT, connected).await.map_err(|_| StoreError::Silent)?
+        match self {
+            Self::File(_) => connected.await,
+            Self::Postgres(_) => timeout(CONNECT_TIMEOUT, connected).await.map_err(|_| StoreError::Silent)?,
+        }
     }
 
     /// One that would write.

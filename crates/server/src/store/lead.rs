@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sqlx::{AnyConnection, Connection, Executor, Row};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::writer::Change;
 use super::{Database, StoreError, meta};
@@ -68,9 +68,10 @@ impl Candidate {
         };
         if take(&self.database, &mut connection).await? {
             let (database, id) = (self.database.clone(), random(""));
-            return Ok(Ok(Lead { database, connection, id, lost: watch::Sender::new(None) }));
+            return Ok(Ok(Lead { database, connection, id, heard: Instant::now(), lost: watch::Sender::new(None) }));
         }
-        let leader = leader(&mut connection).await;
+        // Before the first server has made the tables nobody has said so.
+        let leader = leader(&mut connection).await.unwrap_or_default();
         self.connection = Some(connection);
         Ok(Err(leader))
     }
@@ -82,6 +83,8 @@ pub(crate) struct Lead {
     pub(super) connection: AnyConnection,
     /// Names this time of leading.
     pub(crate) id: String,
+    /// When the session last answered.
+    heard: Instant,
     /// Told when it is over.
     pub(super) lost: watch::Sender<Option<LeadLost>>,
 }
@@ -127,15 +130,24 @@ impl Lead {
         }
         let mut progress = Progress::default();
         let transaction = transact(&mut self.connection, &self.database, batch, &mut progress);
-        if let Database::File(_) = self.database {
-            return transaction.await.map_err(Failure::Refused);
-        }
-        let error = match timeout(LEAD_TIMEOUT, transaction).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error,
-            Err(_) => {
+        let ended = match self.database {
+            Database::File(_) => return transaction.await.map_err(Failure::Refused),
+            // A transaction may take long, as long as there is a database.
+            Database::Postgres(_) => tokio::select! {
+                result = transaction => Some(result),
+                () = silence(&self.database) => None,
+            },
+        };
+        let error = match ended {
+            Some(Ok(())) => {
+                self.heard = Instant::now();
+                return Ok(());
+            }
+            Some(Err(error)) => error,
+            None => {
                 self.lose(LeadLost::Silent);
-                return Err(Failure::Refused(StoreError::Silent));
+                let unsure = progress.committing;
+                return Err(Failure::Refused(if unsure { StoreError::Unsure } else { StoreError::Silent }));
             }
         };
         if self.connection_is_good().await {
@@ -147,7 +159,7 @@ impl Lead {
             Some(false) => Err(Failure::Cut(error)),
             None => {
                 self.lose(LeadLost::Unknown);
-                Err(Failure::Refused(error))
+                Err(Failure::Refused(StoreError::Unsure))
             }
         }
     }
@@ -164,10 +176,12 @@ impl Lead {
         match timeout(LEAD_TIMEOUT - LEAD_KEEPALIVE, self.reconnect()).await {
             Ok(Ok(Some(connection))) => {
                 self.connection = connection;
+                self.heard = Instant::now();
                 return true;
             }
             Ok(Ok(None)) => self.lose(LeadLost::Taken),
-            // It says so itself, so nobody else leads either.
+            Ok(Err(error)) if is_silence(&error) && self.heard.elapsed() >= LEAD_TIMEOUT => self.lose(LeadLost::Silent),
+            // Where it says so itself nobody else leads either.
             Ok(Err(error)) => tracing::error!(%error, "the database cannot be written: the next change tries again"),
             Err(_) => self.lose(LeadLost::Silent),
         }
@@ -188,7 +202,10 @@ impl Lead {
     /// Asks over it. One that says nothing at all takes the lead with it.
     async fn connection_is_good(&mut self) -> bool {
         match timeout(LEAD_TIMEOUT - LEAD_KEEPALIVE, self.connection.ping()).await {
-            Ok(Ok(())) => true,
+            Ok(Ok(())) => {
+                self.heard = Instant::now();
+                true
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the connection to the database is lost");
                 false
@@ -206,7 +223,7 @@ impl Lead {
         for _ in 0..FORMER_LOOKS {
             let held = take(&self.database, &mut fresh).await?;
             // Whoever led in between may have changed anything.
-            if leader(&mut fresh).await.is_some_and(|leader| leader.id != self.id) {
+            if leader(&mut fresh).await?.is_some_and(|leader| leader.id != self.id) {
                 return Ok(None);
             }
             if held {
@@ -224,18 +241,7 @@ async fn transact(
     batch: &mut [Box<dyn Change>],
     progress: &mut Progress,
 ) -> Result<(), StoreError> {
-    progress.number = begin(connection, database).await?;
-    let mut result = Ok(());
-    for change in batch {
-        result = change.run(connection).await;
-        if result.is_err() {
-            break;
-        }
-    }
-    if result.is_ok() {
-        progress.committing = true;
-        result = connection.execute("COMMIT").await.map(|_| ()).map_err(StoreError::from);
-    }
+    let result = write(connection, database, batch, progress).await;
     if result.is_err()
         && let Err(error) = connection.execute("ROLLBACK").await
     {
@@ -243,6 +249,46 @@ async fn transact(
         tracing::debug!(%error, "rollback");
     }
     result
+}
+
+async fn write(
+    connection: &mut AnyConnection,
+    database: &Database,
+    batch: &mut [Box<dyn Change>],
+    progress: &mut Progress,
+) -> Result<(), StoreError> {
+    progress.number = begin(connection, database).await?;
+    for change in batch {
+        change.run(connection).await?;
+    }
+    progress.committing = true;
+    connection.execute("COMMIT").await?;
+    Ok(())
+}
+
+/// Returns when a database has said nothing for so long that another server may lead. Asked over a connection of its own.
+async fn silence(database: &Database) {
+    let mut heard = Instant::now();
+    loop {
+        tokio::time::sleep(LEAD_KEEPALIVE).await;
+        match timeout_at(heard + LEAD_TIMEOUT, database.connect()).await {
+            Err(_) => return,
+            Ok(Err(error)) if is_silence(&error) => {}
+            Ok(_) => heard = Instant::now(),
+        }
+    }
+}
+
+/// Whether nobody is there who says why.
+fn is_silence(error: &StoreError) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    match error {
+        StoreError::Silent => true,
+        StoreError::Sql(sqlx::Error::Io(error)) => {
+            !matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof)
+        }
+        _ => false,
+    }
 }
 
 /// Begins a transaction; its number where it has one.
@@ -324,9 +370,8 @@ impl Leader {
     }
 }
 
-/// Who led last, as far as it can be read.
-async fn leader(connection: &mut AnyConnection) -> Option<Leader> {
-    // Before the first server has made the tables there is none.
-    let text = meta::get(connection, LEADER).await.unwrap_or_default()?;
-    serde_json::from_str(&text).ok()
+/// Who led last, as far as this version can read it.
+async fn leader(connection: &mut AnyConnection) -> Result<Option<Leader>, StoreError> {
+    let text = meta::get(connection, LEADER).await?;
+    Ok(text.and_then(|text| serde_json::from_str(&text).ok()))
 }

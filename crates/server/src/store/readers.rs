@@ -8,8 +8,6 @@ use tokio::sync::Mutex;
 
 use super::{StoreError, in_place};
 
-/// For one query; a database across a network may have gone without a word.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(15);
 /// For the goodbye of all connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -18,7 +16,8 @@ pub(crate) type AnyQuery<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyA
 
 /// The connections that read.
 pub(crate) enum Readers {
-    Pool(AnyPool),
+    /// Each query may take so long.
+    Pool(AnyPool, Option<Duration>),
     /// For which the thread waits.
     One(Mutex<AnyConnection>),
 }
@@ -27,7 +26,7 @@ impl Readers {
     /// Every row.
     pub(super) async fn all(&self, query: AnyQuery<'_>) -> Result<Vec<AnyRow>, StoreError> {
         let rows = match self {
-            Self::Pool(pool) => in_time(query.fetch_all(pool)).await?,
+            Self::Pool(pool, limit) => in_time(*limit, query.fetch_all(pool)).await?,
             Self::One(connection) => in_place(true, query.fetch_all(&mut *connection.lock().await)).await,
         };
         Ok(rows?)
@@ -36,14 +35,14 @@ impl Readers {
     /// The first row, if there is one.
     pub(super) async fn optional(&self, query: AnyQuery<'_>) -> Result<Option<AnyRow>, StoreError> {
         let row = match self {
-            Self::Pool(pool) => in_time(query.fetch_optional(pool)).await?,
+            Self::Pool(pool, limit) => in_time(*limit, query.fetch_optional(pool)).await?,
             Self::One(connection) => in_place(true, query.fetch_optional(&mut *connection.lock().await)).await,
         };
         Ok(row?)
     }
 
     pub(super) async fn close(&self) {
-        if let Self::Pool(pool) = self
+        if let Self::Pool(pool, _) = self
             && tokio::time::timeout(CLOSE_TIMEOUT, pool.close()).await.is_err()
         {
             tracing::debug!("the database did not take the end of its connections");
@@ -51,6 +50,9 @@ impl Readers {
     }
 }
 
-async fn in_time<T>(answer: impl Future<Output = T>) -> Result<T, StoreError> {
-    tokio::time::timeout(QUERY_TIMEOUT, answer).await.map_err(|_| StoreError::Silent)
+async fn in_time<T>(limit: Option<Duration>, answer: impl Future<Output = T>) -> Result<T, StoreError> {
+    match limit {
+        Some(limit) => tokio::time::timeout(limit, answer).await.map_err(|_| StoreError::Silent),
+        None => Ok(answer.await),
+    }
 }

@@ -48,7 +48,28 @@ impl Idle {
 /// The kept ones.
 pub(super) struct Pool {
     relay: Arc<Relay>,
-    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    idle: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    ports: HashMap<Key, Vec<Idle>>,
+    /// Somebody closes what waits too long.
+    swept: bool,
+}
+
+impl Kept {
+    fn sweep(&mut self) {
+        self.ports.retain(|_, waiting| {
+            waiting.retain(Idle::is_of_use);
+            !waiting.is_empty()
+        });
+    }
+
+    fn has_room(&self, key: &Key) -> bool {
+        let total: usize = self.ports.values().map(Vec::len).sum();
+        total < IDLE_MAX && self.ports.get(key).is_none_or(|waiting| waiting.len() < IDLE_PER_PORT_MAX)
+    }
 }
 
 impl Pool {
@@ -77,7 +98,8 @@ impl Pool {
 
     fn take_idle(&self, key: &Key) -> Option<SendRequest<Body>> {
         let mut idle = self.idle.lock().expect("no holder panics");
-        let waiting = idle.get_mut(key)?;
+        let waiting = idle.ports.get_mut(key)?;
+        waiting.retain(|idle| !idle.sender.is_closed());
         // The youngest of those whose answer has been read to its end.
         let ready = waiting.iter().rposition(|idle| idle.sender.is_ready() && idle.is_of_use())?;
         Some(waiting.remove(ready).sender)
@@ -86,14 +108,15 @@ impl Pool {
     /// Keeps a connection for the next request, once its answer has been read.
     pub(super) fn put(self: &Arc<Self>, connection: Connection) {
         let mut idle = self.idle.lock().expect("no holder panics");
-        let total: usize = idle.values().map(Vec::len).sum();
-        let waiting = idle.entry(connection.key).or_default();
-        if total >= IDLE_MAX || waiting.len() >= IDLE_PER_PORT_MAX {
-            return;
+        if !idle.has_room(&connection.key) {
+            idle.sweep();
+            if !idle.has_room(&connection.key) {
+                return;
+            }
         }
+        let waiting = idle.ports.entry(connection.key).or_default();
         waiting.push(Idle { sender: connection.sender, since: Instant::now() });
-        drop(idle);
-        if total == 0 {
+        if !std::mem::replace(&mut idle.swept, true) {
             let pool = self.clone();
             tokio::spawn(async move { pool.sweep_task().await });
         }
@@ -104,11 +127,9 @@ impl Pool {
         loop {
             tokio::time::sleep(IDLE_TIMEOUT).await;
             let mut idle = self.idle.lock().expect("no holder panics");
-            for waiting in idle.values_mut() {
-                waiting.retain(Idle::is_of_use);
-            }
-            idle.retain(|_, waiting| !waiting.is_empty());
-            if idle.is_empty() {
+            idle.sweep();
+            if idle.ports.is_empty() {
+                idle.swept = false;
                 return;
             }
         }
