@@ -13,13 +13,11 @@ mod show;
 mod telemetry;
 mod units;
 
-use std::io::{self, BufWriter};
+use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use args::{Cli, Command};
 use redact::Redacted;
@@ -31,18 +29,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What a command logs that is no server, e.g. `debug`.
 const LOG_VARIABLE: &str = "DISPENSE_LOG";
-/// Lines that are written at once.
-const LOG_BUFFER_BYTES: usize = 64 << 10;
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let name = matches.subcommand_name().unwrap_or_default().to_owned();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    // Dropped last: it writes what is left.
-    let _log = match log(&cli.command) {
-        Ok(log) => log,
-        Err(error) => return failure::report(&error, cli.global.output, false),
-    };
+    if let Err(error) = log(&cli.command) {
+        return failure::report(&error, cli.global.output, false);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -70,8 +64,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr; those of a server as its settings say, and by a thread that writes as many lines at once as there are.
-fn log(command: &Command) -> Result<Option<WorkerGuard>, dispense_client::Error> {
+/// Logs go to stderr; those of a server as its settings say.
+fn log(command: &Command) -> Result<(), dispense_client::Error> {
     let (filter, json) = match command.settings()? {
         Some(settings) => (settings.log_filter()?, settings.log_is_json()?),
         None => {
@@ -79,18 +73,11 @@ fn log(command: &Command) -> Result<Option<WorkerGuard>, dispense_client::Error>
             (EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default)), false)
         }
     };
-    let (writer, guard) = if command.is_service() {
-        let writer = NonBlockingBuilder::default().lossy(false).thread_name("log");
-        let (writer, guard) = writer.finish(BufWriter::with_capacity(LOG_BUFFER_BYTES, io::stderr()));
-        (BoxMakeWriter::new(Redacted(writer)), Some(guard))
-    } else {
-        (BoxMakeWriter::new(Redacted(io::stderr)), None)
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted(io::stderr)).with_ansi(false);
     if json {
         log.json().with_current_span(false).with_span_list(false).init()
     } else {
         log.init()
     }
-    Ok(guard)
+    Ok(())
 }

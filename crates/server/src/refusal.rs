@@ -29,7 +29,8 @@ impl From<StoreError> for Error {
             }
             StoreError::Unsure => {
                 tracing::error!(%error, "database");
-                let message = "the server's database did not say whether it took the request: look before you try again";
+                let message =
+                    "the server's database did not say whether it took the request: look before you try again";
                 Self::new(Code::Unavailable, "database", message)
             }
             StoreError::Closed => Self::new(Code::Unavailable, "shutdown", "the server is shutting down"),

@@ -58,7 +58,15 @@ async fn bench(args: &Args) -> Result<()> {
         let target = Target::prepare(&server.address, &server.key, CONNECTIONS).await;
         let target = target.with_context(|| format!("failed to use: {}", setup.name()))?;
         let name = setup.name().to_owned();
-        contestants.push(Contestant { name, server, target, rates: vec![], counted: vec![], p99s_ms: vec![], failed: 0 });
+        contestants.push(Contestant {
+            name,
+            server,
+            target,
+            rates: vec![],
+            counted: vec![],
+            p99s_ms: vec![],
+            failed: 0,
+        });
     }
     let time = Duration::from_secs(args.seconds);
     let counts = h2load::available();
@@ -88,10 +96,7 @@ fn median(values: &mut [f64]) -> f64 {
 
 fn report(contestants: &mut [Contestant]) {
     println!("\nGetSandbox, {IN_FLIGHT} in flight over {CONNECTIONS} connections, medians of interleaved rounds");
-    println!(
-        "{:<52} {:>10} {:>9} {:>8}  {:<6} {:>10}  ratio",
-        "", "calls/s", "p99 ms", "failed", "ratio", "by h2load"
-    );
+    println!("{:<52} {:>10} {:>9} {:>8}  {:<6} {:>10}  ratio", "", "calls/s", "p99 ms", "failed", "ratio", "by h2load");
     let mut base = None;
     for one in contestants {
         let (rate, counted, p99) = (median(&mut one.rates), median(&mut one.counted), median(&mut one.p99s_ms));
