@@ -21,6 +21,7 @@ pub(crate) mod sandboxes;
 pub(crate) mod secrets;
 mod sql;
 pub(crate) mod ssh_keys;
+mod transaction;
 pub(crate) mod usage;
 mod writer;
 

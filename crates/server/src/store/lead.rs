@@ -12,6 +12,7 @@ use sqlx::{AnyConnection, Connection, Executor, Row};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::transaction::{Progress, outcome, transact};
 use super::writer::Change;
 use super::{Database, StoreError, meta};
 use crate::auth::secret::random;
@@ -22,9 +23,8 @@ const WRITER_LOCK: &str = "SELECT pg_try_advisory_lock(4850263112) AS held";
 const LEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Between signs of life of a leader that has nothing to write.
 pub(super) const LEAD_KEEPALIVE: Duration = Duration::from_secs(4);
-/// Between looks at what a session did, or whether it is gone, whose connection was cut.
+/// Between looks whether a session is gone whose connection was cut.
 const FORMER_PAUSE: Duration = Duration::from_millis(200);
-/// At whether it is gone.
 const FORMER_LOOKS: u32 = 10;
 /// In `meta`.
 const LEADER: &str = "leader";
@@ -97,15 +97,6 @@ enum Failure {
     Cut(StoreError),
 }
 
-/// How far a transaction has come.
-#[derive(Default)]
-struct Progress {
-    /// By which PostgreSQL knows it.
-    number: Option<String>,
-    /// Whether it was told to commit.
-    committing: bool,
-}
-
 impl Lead {
     pub(super) fn is_lost(&self) -> bool {
         self.lost.borrow().is_some()
@@ -116,7 +107,7 @@ impl Lead {
     pub(super) async fn commit(&mut self, batch: &mut [Box<dyn Change>]) -> Result<(), StoreError> {
         let mut result = self.attempt(batch).await;
         if let Err(Failure::Cut(_)) = result
-            && self.restore().await
+            && self.regain().await
         {
             // What was undone by the cut is done again, so that nobody learns of it.
             result = self.attempt(batch).await;
@@ -154,7 +145,7 @@ impl Lead {
             return Err(Failure::Refused(error));
         }
         let Progress { number: Some(number), committing: true } = progress else { return Err(Failure::Cut(error)) };
-        match outcome(&self.database, &number).await {
+        match outcome(&self.database, &number, LEAD_TIMEOUT).await {
             Some(true) => Ok(()),
             Some(false) => Err(Failure::Cut(error)),
             None => {
@@ -164,14 +155,17 @@ impl Lead {
         }
     }
 
-    /// Looks whether this server still leads, and connects again where the database was restarted or the network cut;
-    /// whether it can write now.
-    pub(super) async fn restore(&mut self) -> bool {
+    /// Looks whether this server still leads, and connects again where the database was restarted or the network cut.
+    pub(super) async fn keep(&mut self) {
+        if !self.is_lost() && !self.connection_is_good().await {
+            self.regain().await;
+        }
+    }
+
+    /// Connects again; whether it can write now.
+    async fn regain(&mut self) -> bool {
         if self.is_lost() {
             return false;
-        }
-        if self.connection_is_good().await {
-            return true;
         }
         match timeout(LEAD_TIMEOUT - LEAD_KEEPALIVE, self.reconnect()).await {
             Ok(Ok(Some(connection))) => {
@@ -235,37 +229,6 @@ impl Lead {
     }
 }
 
-async fn transact(
-    connection: &mut AnyConnection,
-    database: &Database,
-    batch: &mut [Box<dyn Change>],
-    progress: &mut Progress,
-) -> Result<(), StoreError> {
-    let result = write(connection, database, batch, progress).await;
-    if result.is_err()
-        && let Err(error) = connection.execute("ROLLBACK").await
-    {
-        // SQLite has rolled back by itself, e.g. when the disk was full.
-        tracing::debug!(%error, "rollback");
-    }
-    result
-}
-
-async fn write(
-    connection: &mut AnyConnection,
-    database: &Database,
-    batch: &mut [Box<dyn Change>],
-    progress: &mut Progress,
-) -> Result<(), StoreError> {
-    progress.number = begin(connection, database).await?;
-    for change in batch {
-        change.run(connection).await?;
-    }
-    progress.committing = true;
-    connection.execute("COMMIT").await?;
-    Ok(())
-}
-
 /// Returns when a database has said nothing for so long that another server may lead. Asked over a connection of its own.
 async fn silence(database: &Database) {
     let mut heard = Instant::now();
@@ -289,49 +252,6 @@ fn is_silence(error: &StoreError) -> bool {
         }
         _ => false,
     }
-}
-
-/// Begins a transaction; its number where it has one.
-async fn begin(connection: &mut AnyConnection, database: &Database) -> Result<Option<String>, StoreError> {
-    match database {
-        // The lock is taken before anything is read, so that no read in the transaction is stale.
-        Database::File(_) => {
-            connection.execute("BEGIN IMMEDIATE").await?;
-            Ok(None)
-        }
-        // The writer is the only one. Both in one message, so that the number costs no round trip.
-        Database::Postgres(_) => {
-            let both = sqlx::raw_sql("BEGIN; SELECT CAST(pg_current_xact_id() AS TEXT) AS number");
-            let rows = both.fetch_all(connection).await?;
-            Ok(rows.first().map(|row| row.try_get("number")).transpose()?)
-        }
-    }
-}
-
-/// Whether a transaction was committed whose connection was cut meanwhile; `None` when that cannot be learned.
-async fn outcome(database: &Database, number: &str) -> Option<bool> {
-    let told = async {
-        loop {
-            match status(database, number).await {
-                Ok(Some(status)) if status == "committed" => return Some(true),
-                Ok(Some(status)) if status == "aborted" => return Some(false),
-                // It is under way.
-                Ok(Some(_)) => {}
-                Ok(None) => return None,
-                Err(error) => tracing::warn!(%error, "the database does not tell what became of a transaction"),
-            }
-            tokio::time::sleep(FORMER_PAUSE).await;
-        }
-    };
-    timeout(LEAD_TIMEOUT, told).await.ok().flatten()
-}
-
-/// What became of a transaction; `None` of one that PostgreSQL has forgotten.
-async fn status(database: &Database, number: &str) -> Result<Option<String>, StoreError> {
-    let mut connection = database.connect().await?;
-    let sql = "SELECT pg_xact_status(CAST(CAST($1 AS TEXT) AS XID8)) AS status";
-    let row = sqlx::query(sql).bind(number).fetch_one(&mut connection).await?;
-    Ok(row.try_get("status")?)
 }
 
 /// Whether the session may write from now on.

@@ -139,7 +139,7 @@ async fn next(lead: &mut Lead, queue: &mut mpsc::Receiver<Box<dyn Change>>, batc
     while !lead.is_lost() {
         match tokio::time::timeout(LEAD_KEEPALIVE, queue.recv_many(batch, BATCH_CHANGES)).await {
             Ok(count) => return count > 0,
-            Err(_) => drop(lead.restore().await),
+            Err(_) => lead.keep().await,
         }
     }
     false
