@@ -43,7 +43,7 @@ use pool::Pool;
 
 /// Until the first byte of an answer, after the last of the request: programs that think longer stream.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
-/// As long as most programs take at the most.
+/// Most programs have answered by then.
 const SOON: Duration = Duration::from_secs(1);
 
 /// The door.
@@ -110,9 +110,8 @@ impl PreviewDoor {
         let (connection, mut response) = loop {
             let mut connection = self.pool.take(route, place.port).await?;
             let mut answered = std::pin::pin!(connection.sender.try_send_request(outgoing));
-            // Most answer at once, and what lets the caller in is not watched over meanwhile.
-            let soon = tokio::time::timeout(SOON, &mut answered).await;
-            let answered = match soon {
+            // Until then nothing is set up to watch over what lets the caller in.
+            let answered = match tokio::time::timeout(SOON, &mut answered).await {
                 Ok(answered) => answered,
                 Err(_) => tokio::select! {
                     answered = answered => answered,

@@ -48,7 +48,7 @@ impl Idle {
 /// The kept ones.
 pub(super) struct Pool {
     relay: Arc<Relay>,
-    idle: Mutex<Kept>,
+    kept: Mutex<Kept>,
 }
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Kept {
 
 impl Pool {
     pub(super) fn new(relay: Arc<Relay>) -> Self {
-        Self { relay, idle: Mutex::default() }
+        Self { relay, kept: Mutex::default() }
     }
 
     /// A kept connection, or a new one.
@@ -97,8 +97,8 @@ impl Pool {
     }
 
     fn take_idle(&self, key: &Key) -> Option<SendRequest<Body>> {
-        let mut idle = self.idle.lock().expect("no holder panics");
-        let waiting = idle.ports.get_mut(key)?;
+        let mut kept = self.kept.lock().expect("no holder panics");
+        let waiting = kept.ports.get_mut(key)?;
         waiting.retain(|idle| !idle.sender.is_closed());
         // The youngest of those whose answer has been read to its end.
         let ready = waiting.iter().rposition(|idle| idle.sender.is_ready() && idle.is_of_use())?;
@@ -107,16 +107,16 @@ impl Pool {
 
     /// Keeps a connection for the next request, once its answer has been read.
     pub(super) fn put(self: &Arc<Self>, connection: Connection) {
-        let mut idle = self.idle.lock().expect("no holder panics");
-        if !idle.has_room(&connection.key) {
-            idle.sweep();
-            if !idle.has_room(&connection.key) {
+        let mut kept = self.kept.lock().expect("no holder panics");
+        if !kept.has_room(&connection.key) {
+            kept.sweep();
+            if !kept.has_room(&connection.key) {
                 return;
             }
         }
-        let waiting = idle.ports.entry(connection.key).or_default();
+        let waiting = kept.ports.entry(connection.key).or_default();
         waiting.push(Idle { sender: connection.sender, since: Instant::now() });
-        if !std::mem::replace(&mut idle.swept, true) {
+        if !std::mem::replace(&mut kept.swept, true) {
             let pool = self.clone();
             tokio::spawn(async move { pool.sweep_task().await });
         }
@@ -126,10 +126,10 @@ impl Pool {
     async fn sweep_task(&self) {
         loop {
             tokio::time::sleep(IDLE_TIMEOUT).await;
-            let mut idle = self.idle.lock().expect("no holder panics");
-            idle.sweep();
-            if idle.ports.is_empty() {
-                idle.swept = false;
+            let mut kept = self.kept.lock().expect("no holder panics");
+            kept.sweep();
+            if kept.ports.is_empty() {
+                kept.swept = false;
                 return;
             }
         }
