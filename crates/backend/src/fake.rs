@@ -189,6 +189,7 @@ impl Backend for Fake {
             templates: vec![TEMPLATE.to_owned()],
             networks: vec![Network::None],
             unenforced_limits: BTreeMap::new(),
+            disk_in_memory: None,
             unusable: None,
         }
     }

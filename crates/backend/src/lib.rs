@@ -72,6 +72,8 @@ pub struct Capabilities {
     pub networks: Vec<Network>,
     /// Limits that it cannot enforce (`cpu`, `memory`, `disk`, `pids`), each with the reason.
     pub unenforced_limits: BTreeMap<String, String>,
+    /// Why a disk with a limit is in memory here, and its files are lost when the box stops; `None` where they are kept.
+    pub disk_in_memory: Option<String>,
     /// Why no box can be made at all, e.g. user namespaces are switched off.
     pub unusable: Option<String>,
 }

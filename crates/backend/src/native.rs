@@ -76,8 +76,8 @@ pub struct Native {
     /// Or why there is none.
     nat: Result<Nat, String>,
     templates: Templates,
-    /// For disk limits, where it can.
-    images: Option<Images>,
+    /// For disk limits, or why they are in memory.
+    images: Result<Images, String>,
     filter: Vec<Instruction>,
     spawner: Arc<Spawner>,
     first_slot: u32,
@@ -218,6 +218,7 @@ impl Backend for Native {
             templates: self.templates.names(),
             networks: if self.nat.is_ok() { vec![Network::None, Network::Nat] } else { vec![Network::None] },
             unenforced_limits: self.unenforced.clone(),
+            disk_in_memory: self.images.as_ref().err().cloned(),
             unusable: self.unusable.clone(),
         }
     }
@@ -239,7 +240,7 @@ impl Backend for Native {
             let _ = fs::remove_dir_all(&folder);
             return Err(BackendError::failed(format!("make the box of {}", spec.sandbox), error));
         }
-        if let (Some(images), bytes @ 1..) = (&self.images, spec.limits.disk_bytes)
+        if let (Ok(images), bytes @ 1..) = (&self.images, spec.limits.disk_bytes)
             && let Err(error) = images.make(&folder, bytes).await
         {
             let _ = fs::remove_dir_all(&folder);

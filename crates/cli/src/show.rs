@@ -36,6 +36,7 @@ pub(crate) struct SandboxJson {
     expires_at: Option<String>,
     agent_info: Option<AgentJson>,
     unenforced_limits: BTreeMap<String, String>,
+    disk_in_memory: String,
     waiting_for: BTreeMap<String, String>,
     job_id: String,
 }
@@ -92,6 +93,7 @@ impl From<v1::Sandbox> for SandboxJson {
                 uptime_secs: agent.uptime_secs,
             }),
             unenforced_limits: sandbox.unenforced_limits,
+            disk_in_memory: sandbox.disk_in_memory,
             waiting_for: sandbox.waiting_for,
             job_id: sandbox.job_id,
         }
@@ -187,6 +189,9 @@ pub(crate) fn sandbox(row: &v1::Sandbox) {
         facts.push(("uses", format!("{cpu}{memory}")));
     }
     facts.extend(row.unenforced_limits.iter().map(|(limit, why)| ("not enforced", format!("{limit}: {why}"))));
+    if !row.disk_in_memory.is_empty() {
+        facts.push(("disk", format!("in memory, lost when the sandbox stops: {}", row.disk_in_memory)));
+    }
     facts.extend(row.waiting_for.iter().map(|(runner, why)| ("waits", format!("{runner} {why}"))));
     for (name, value) in facts.iter().filter(|(_, value)| !value.is_empty()) {
         say!("{name:<13} {value}");

@@ -287,6 +287,7 @@ impl Link {
             templates: capabilities.templates,
             version: dispense_api::VERSION.to_owned(),
             unenforced_limits: capabilities.unenforced_limits,
+            disk_in_memory: capabilities.disk_in_memory.unwrap_or_default(),
             networks: networks.collect(),
             boxes: self.reports.all_boxes(),
             boot_id: machine::boot_id(),

@@ -38,6 +38,9 @@ pub(crate) struct Facts {
     #[serde(default)]
     pub(crate) source_roots: Vec<String>,
     pub(crate) unenforced: BTreeMap<String, String>,
+    /// Why disks with a limit are in memory; empty where they are kept.
+    #[serde(default)]
+    pub(crate) disk_in_memory: String,
     pub(crate) version: String,
     pub(crate) embedded: bool,
 }
@@ -339,9 +342,9 @@ impl Fleet {
         self.room_changed.notify_one();
     }
 
-    /// Limits that a runner cannot enforce.
-    pub(crate) fn unenforced(&self, id: &RunnerId) -> Option<BTreeMap<String, String>> {
-        self.with(|entries| entries.runners.get(id).map(|entry| entry.known.facts.unenforced.clone()))
+    /// What a runner said of itself last, looked at.
+    pub(crate) fn look<T>(&self, id: &RunnerId, at: impl FnOnce(&Facts) -> T) -> Option<T> {
+        self.with(|entries| entries.runners.get(id).map(|entry| at(&entry.known.facts)))
     }
 
     /// Templates of all runners.

@@ -115,6 +115,9 @@ pub struct Hello {
     /// Directories that sandboxes may be filled from.
     #[prost(string, repeated, tag = "14")]
     pub source_roots: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Why a disk with a limit is in memory, and lost when its sandbox stops; empty where it is kept.
+    #[prost(string, tag = "15")]
+    pub disk_in_memory: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Welcome {

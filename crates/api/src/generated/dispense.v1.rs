@@ -161,6 +161,9 @@ pub struct Sandbox {
     /// Whose API key created it; empty for one of the server's administrator.
     #[prost(string, tag = "19")]
     pub owner: ::prost::alloc::string::String,
+    /// Why its disk is in memory, so that its files are lost when it stops; empty where they are kept.
+    #[prost(string, tag = "20")]
+    pub disk_in_memory: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentInfo {
@@ -4444,6 +4447,9 @@ pub struct Runner {
     /// Sandboxes that are placed here and not deleted.
     #[prost(uint32, tag = "15")]
     pub sandboxes: u32,
+    /// Why a disk with a limit is in memory, and lost when its sandbox stops; empty where it is kept.
+    #[prost(string, tag = "16")]
+    pub disk_in_memory: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRunnersRequest {}

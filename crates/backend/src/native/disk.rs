@@ -30,12 +30,17 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// Looks for what it needs.
-    pub(super) fn probe(as_root: bool) -> Option<Self> {
+    /// Looks for what it needs; or why there is no way.
+    pub(super) fn probe(as_root: bool) -> Result<Self, String> {
+        if !as_root {
+            return Err("an ordinary user may not mount a file system of its own".to_owned());
+        }
         let places = ["/usr/sbin/mkfs.ext4", "/sbin/mkfs.ext4"];
-        let mkfs = places.iter().map(PathBuf::from).find(|path| path.exists())?;
+        let mkfs = places.iter().map(PathBuf::from).find(|path| path.exists());
+        let mkfs = mkfs.ok_or("there is no `mkfs.ext4`, of the package `e2fsprogs`")?;
         let control = fs::OpenOptions::new().read(true).write(true).open("/dev/loop-control");
-        (as_root && control.is_ok()).then_some(Self { mkfs })
+        control.map_err(|error| format!("no loop devices: open /dev/loop-control: {error}"))?;
+        Ok(Self { mkfs })
     }
 
     /// Makes the image of a box.

@@ -175,11 +175,11 @@ pub async fn diagnose(state_dir: &Path) -> Vec<Finding> {
         Err(why) => finding("network nat", Verdict::Weak, "only network `none` is available", why),
     });
     findings.push(match super::disk::Images::probe(is_root()) {
-        Some(_) => finding("disk limits", Verdict::Good, "enforced by a file system of its own for each sandbox", ""),
-        None => finding(
+        Ok(_) => finding("disk limits", Verdict::Good, "enforced by a file system of its own for each sandbox", ""),
+        Err(why) => finding(
             "disk limits",
             Verdict::Weak,
-            "enforced in memory: such a sandbox loses its files when it is stopped",
+            format!("enforced in memory: such a sandbox loses its files when it is stopped ({why})"),
             "run this as root, with the package `e2fsprogs` and loop devices",
         ),
     });

@@ -25,6 +25,7 @@ pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Erro
         return Err(failed(&connected.client, sandbox).await);
     }
     warn_unenforced(&sandbox);
+    warn_disk_in_memory(&sandbox);
     if let Err(error) = source::fill(&connected.client, &sandbox, source).await {
         // Nothing half made is left.
         return Err(match connected.client.delete(&sandbox.id, false, true).await {
@@ -125,4 +126,14 @@ pub(super) fn warn_unenforced(sandbox: &v1::Sandbox) {
         "dispense: limits that are not enforced here: {} (`dispense doctor` tells why, `--require-limits` refuses then)",
         list.join(", ")
     );
+}
+
+/// Says that files do not outlive a stop. For a sandbox that is kept.
+pub(super) fn warn_disk_in_memory(sandbox: &v1::Sandbox) {
+    if !sandbox.disk_in_memory.is_empty() {
+        eprintln!(
+            "dispense: the files of `{}` are in memory and are lost when it stops: {} (without `--disk` they are kept)",
+            sandbox.name, sandbox.disk_in_memory
+        );
+    }
 }

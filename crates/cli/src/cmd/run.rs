@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dispense_client::{Client, Error, v1};
 
-use super::create::{request, warn_unenforced};
+use super::create::{request, warn_disk_in_memory, warn_unenforced};
 use super::exec::exit_code;
 use super::source;
 use crate::args::{Global, RunArgs};
@@ -49,6 +49,7 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<u8, Error> {
         renewal.abort();
     }
     if args.keep {
+        warn_disk_in_memory(&sandbox);
         eprintln!("dispense: kept sandbox `{}`: `dispense shell {}`", sandbox.name, sandbox.name);
     } else {
         delete(client, &sandbox).await;

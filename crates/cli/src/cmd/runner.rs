@@ -37,6 +37,7 @@ struct RunnerJson {
     version: String,
     last_heartbeat: Option<String>,
     unenforced_limits: BTreeMap<String, String>,
+    disk_in_memory: String,
 }
 
 /// Joins a server, or lists runners.
@@ -178,6 +179,7 @@ impl From<v1::Runner> for RunnerJson {
             version: runner.version,
             last_heartbeat: runner.last_heartbeat.as_ref().map(rfc3339),
             unenforced_limits: runner.unenforced_limits,
+            disk_in_memory: runner.disk_in_memory,
         }
     }
 }

@@ -78,6 +78,7 @@ pub(crate) fn parse(hello: Hello) -> Result<Introduction, Error> {
         networks: networks.collect(),
         source_roots: hello.source_roots,
         unenforced: hello.unenforced_limits.into_iter().collect(),
+        disk_in_memory: clip(&hello.disk_in_memory),
         version: clip(&hello.version),
         embedded: hello.embedded,
     };

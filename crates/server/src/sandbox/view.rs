@@ -35,6 +35,7 @@ impl Sandboxes {
             waiting_for: self.waiting_for(sandbox).into_iter().collect(),
             job_id: sandbox.job.to_string(),
             owner: sandbox.owner.clone(),
+            disk_in_memory: self.disk_in_memory(sandbox),
         }
     }
 
@@ -60,9 +61,18 @@ impl Sandboxes {
         if !known.is_empty() {
             return known.clone();
         }
-        let runner = sandbox.runner.as_ref().and_then(|runner| self.fleet.unenforced(runner));
+        let runner = sandbox.runner.as_ref().and_then(|runner| self.fleet.look(runner, |facts| facts.unenforced.clone()));
         let asked = |limit: &String| limit != "disk" || sandbox.spec.disk_bytes > 0;
         runner.unwrap_or_default().into_iter().filter(|(limit, _)| asked(limit)).collect()
+    }
+
+    /// Why its disk is in memory; empty where its files outlive a stop.
+    pub(crate) fn disk_in_memory(&self, sandbox: &Sandbox) -> String {
+        if sandbox.spec.disk_bytes == 0 {
+            return String::new();
+        }
+        let runner = sandbox.runner.as_ref();
+        runner.and_then(|runner| self.fleet.look(runner, |facts| facts.disk_in_memory.clone())).unwrap_or_default()
     }
 }
 

@@ -85,6 +85,7 @@ fn wire(view: RunnerView) -> v1::Runner {
         last_heartbeat: Some(timestamp(known.last_seen_at)),
         joined_at: Some(timestamp(known.joined_at)),
         unenforced_limits: facts.unenforced.into_iter().collect(),
+        disk_in_memory: facts.disk_in_memory,
         networks: facts.networks.iter().map(|network| network.wire().into()).collect(),
     }
 }

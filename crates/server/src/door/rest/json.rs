@@ -54,6 +54,8 @@ pub(super) struct SandboxJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     agent_info: Option<AgentJson>,
     unenforced_limits: BTreeMap<String, String>,
+    /// Why its disk is in memory, so that its files are lost when it stops; empty where they are kept.
+    disk_in_memory: String,
     waiting_for: BTreeMap<String, String>,
     job_id: String,
 }
@@ -227,6 +229,7 @@ impl SandboxJson {
             expires_at: sandbox.expires_at.map(time),
             agent_info: agent,
             unenforced_limits: sandboxes.unenforced(sandbox),
+            disk_in_memory: sandboxes.disk_in_memory(sandbox),
             waiting_for: sandboxes.waiting_for(sandbox).into_iter().collect(),
             job_id: sandbox.job.to_string(),
         }
@@ -295,6 +298,8 @@ pub(super) struct RunnerJson {
     last_heartbeat: String,
     joined_at: String,
     unenforced_limits: BTreeMap<String, String>,
+    /// Why a disk with a limit is in memory, and lost when its sandbox stops; empty where it is kept.
+    disk_in_memory: String,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -335,6 +340,7 @@ impl From<RunnerView> for RunnerJson {
             last_heartbeat: time(view.known.last_seen_at),
             joined_at: time(view.known.joined_at),
             unenforced_limits: facts.unenforced,
+            disk_in_memory: facts.disk_in_memory,
         }
     }
 }
