@@ -25,6 +25,7 @@ mod placement;
 pub mod planted;
 mod preview;
 mod provider;
+mod purge;
 mod refusal;
 mod relay;
 mod sandbox;
@@ -257,6 +258,7 @@ impl Server {
             self.tasks.spawn(tls.reload_task(self.shutdown.clone()));
         }
         self.tasks.spawn(sweep::sweep_task(self.parts.sandboxes.clone(), self.shutdown.clone()));
+        self.tasks.spawn(purge::purge_task(self.parts.sandboxes.clone(), self.shutdown.clone()));
     }
 
     /// Where clients reach it.

@@ -9,28 +9,18 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::MICROS_PER_SEC;
 use crate::planted::{self, Bug};
 use crate::sandbox::service::Sandboxes;
-use crate::store::{events, jobs, sandboxes};
+use crate::store::{jobs, sandboxes};
 
 /// Between passes; a pass that finds nothing costs two indexed queries.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// Between removals of old rows.
-const PURGE_INTERVAL: Duration = Duration::from_secs(60);
-/// Rows of deleted sandboxes stay this long, so that a late `get` and the jobs explain what happened.
-const DELETED_RETENTION: Duration = Duration::from_secs(3600);
-
-/// A follower that was away for longer is told of a gap.
-const EVENTS_RETENTION: Duration = Duration::from_secs(24 * 3600);
-
 /// Sweeps until `shutdown`.
 pub(crate) async fn sweep_task(sandboxes: Arc<Sandboxes>, shutdown: CancellationToken) {
     let mut tick = tokio::time::interval(SWEEP_INTERVAL);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut purge = tokio::time::interval(PURGE_INTERVAL);
     loop {
         let result = tokio::select! {
             () = shutdown.cancelled() => return,
             () = sandboxes.fleet.room_changed.notified() => place_once(&sandboxes).await,
-            _ = purge.tick() => purge_once(&sandboxes).await,
             _ = tick.tick() => sweep_once(&sandboxes).await,
         };
         if let Err(error) = result {
@@ -98,16 +88,5 @@ async fn place_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Er
     for sandbox in sandboxes::pending(sandboxes.store.readers()).await? {
         sandboxes.place(&sandbox).await?;
     }
-    Ok(())
-}
-
-async fn purge_once(sandboxes: &Sandboxes) -> Result<(), dispense_api::error::Error> {
-    sandboxes.write_usage(false).await?;
-    let retention = i64::try_from(DELETED_RETENTION.as_micros()).unwrap_or(i64::MAX);
-    let before = sandboxes.clock.now() - retention;
-    sandboxes.store.write(move |tx| Box::pin(async move { sandboxes::purge(tx, before).await })).await?;
-    let retention = i64::try_from(EVENTS_RETENTION.as_micros()).unwrap_or(i64::MAX);
-    let before = sandboxes.clock.now() - retention;
-    sandboxes.store.write(move |tx| Box::pin(async move { events::purge(tx, before).await })).await?;
     Ok(())
 }

@@ -147,7 +147,6 @@ impl Sandboxes {
                 return Err(error.into());
             }
         }
-        self.store.write(move |tx| Box::pin(async move { usage::purge(tx, now_secs).await })).await?;
         Ok(())
     }
 

@@ -61,7 +61,8 @@ impl Sandboxes {
         if !known.is_empty() {
             return known.clone();
         }
-        let runner = sandbox.runner.as_ref().and_then(|runner| self.fleet.look(runner, |facts| facts.unenforced.clone()));
+        let runner =
+            sandbox.runner.as_ref().and_then(|runner| self.fleet.look(runner, |facts| facts.unenforced.clone()));
         let asked = |limit: &String| limit != "disk" || sandbox.spec.disk_bytes > 0;
         runner.unwrap_or_default().into_iter().filter(|(limit, _)| asked(limit)).collect()
     }

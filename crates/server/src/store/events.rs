@@ -74,11 +74,13 @@ pub(crate) async fn bounds(readers: &Readers) -> Result<(i64, i64), StoreError> 
     row.map_or(Ok((0, 0)), |row| Ok((row.try_get("first")?, row.try_get("last")?)))
 }
 
-/// Removes those before a time, but the last, whose number the next one counts from.
-pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<(), StoreError> {
-    let sql = "DELETE FROM event WHERE at < $1 AND seq < (SELECT MAX(seq) FROM event)";
-    sqlx::query(sql).bind(before).execute(tx).await?;
-    Ok(())
+/// Removes the oldest, at most so many, that are from before a time; never the last, whose number the next one counts
+/// from. Returns how many.
+pub(crate) async fn purge(tx: &mut AnyConnection, before: i64, at_most: i64) -> Result<u64, StoreError> {
+    // By number, which is the order of their times too, and has the index.
+    let sql = "DELETE FROM event WHERE at < $1 AND seq < (SELECT MAX(seq) FROM event) AND seq IN \
+               (SELECT seq FROM event ORDER BY seq LIMIT $2)";
+    Ok(sqlx::query(sql).bind(before).bind(at_most).execute(tx).await?.rows_affected())
 }
 
 fn event(row: &AnyRow) -> Result<Event, StoreError> {

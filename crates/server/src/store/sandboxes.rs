@@ -294,19 +294,21 @@ async fn ids(readers: &Readers, query: AnyQuery<'_>) -> Result<Vec<SandboxId>, S
     Ok(readers.all(query).await?.iter().filter_map(|row| readable(id(row, "id"))).collect())
 }
 
-/// Removes rows that were deleted before `before` and of which nothing is left anywhere.
-pub(crate) async fn purge(tx: &mut AnyConnection, before: i64) -> Result<u64, StoreError> {
-    let jobs = "DELETE FROM job WHERE sandbox_id IN \
-                (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
-    sqlx::query(jobs).bind(before).execute(&mut *tx).await?;
-    let logs = "DELETE FROM process_log WHERE sandbox_id IN \
-                (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
-    sqlx::query(logs).bind(before).execute(&mut *tx).await?;
-    let usage = "DELETE FROM usage WHERE sandbox_id IN \
-                 (SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1)";
-    sqlx::query(usage).bind(before).execute(&mut *tx).await?;
-    let rows = "DELETE FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1";
-    Ok(sqlx::query(rows).bind(before).execute(tx).await?.rows_affected())
+/// Removes sandboxes that were deleted before `before` and of which nothing is left anywhere, at most so many, with all
+/// that hangs on them. Returns how many.
+pub(crate) async fn purge(tx: &mut AnyConnection, before: i64, at_most: i64) -> Result<u64, StoreError> {
+    let gone = "SELECT id FROM sandbox WHERE observed = 'deleted' AND box_gone = 1 AND deleted_at < $1 \
+                ORDER BY created_at, id LIMIT $2";
+    let mut removed = 0;
+    // The sandboxes come last: they say which they are.
+    for (table, column) in
+        [("job", "sandbox_id"), ("process_log", "sandbox_id"), ("usage", "sandbox_id"), ("sandbox", "id")]
+    {
+        let sql = format!("DELETE FROM {table} WHERE {column} IN ({gone})");
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(before).bind(at_most);
+        removed = query.execute(&mut *tx).await?.rows_affected();
+    }
+    Ok(removed)
 }
 
 /// How many there are in each state.

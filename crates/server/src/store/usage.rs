@@ -120,14 +120,18 @@ pub(crate) async fn range(
     Ok(rows.iter().map(samples).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// Removes rows that are kept no longer.
-pub(crate) async fn purge(tx: &mut AnyConnection, now_secs: i64) -> Result<(), StoreError> {
+/// Removes rows that are kept no longer, at most so many. Returns how many.
+pub(crate) async fn purge(tx: &mut AnyConnection, now_secs: i64, at_most: i64) -> Result<u64, StoreError> {
+    let mut removed = 0;
     for tier in [FINE, COARSE] {
         let before = now_secs - tier.kept_secs - tier.row_secs;
-        let sql = "DELETE FROM usage WHERE step_secs = $1 AND start_at < $2";
-        sqlx::query(sql).bind(tier.step_secs).bind(before).execute(&mut *tx).await?;
+        let sql = "DELETE FROM usage WHERE step_secs = $1 AND (sandbox_id, start_at) IN \
+                   (SELECT sandbox_id, start_at FROM usage WHERE step_secs = $1 AND start_at < $2 LIMIT $3)";
+        let left = at_most.saturating_sub(i64::try_from(removed).unwrap_or(i64::MAX));
+        let query = sqlx::query(sql).bind(tier.step_secs).bind(before).bind(left);
+        removed += query.execute(&mut *tx).await?.rows_affected();
     }
-    Ok(())
+    Ok(removed)
 }
 
 #[cfg(test)]
@@ -178,7 +182,7 @@ mod tests {
             coarse.iter().map(|one| (one.at - hour, one.cpu_percent, one.memory_mb, one.reports)).collect();
         assert_eq!(short, [(0, Some(30.0), Some(9), 6), (3600, Some(1.0), Some(1), 2)]);
         let later = hour + FINE.kept_secs + 2 * FINE.row_secs;
-        store.write(move |tx| Box::pin(async move { purge(tx, later).await })).await.expect("purged");
+        store.write(move |tx| Box::pin(async move { purge(tx, later, 1_000).await })).await.expect("purged");
         assert_eq!(range(store.readers(), &id, FINE, hour, hour + 7200).await.expect("read").len(), 1);
         assert_eq!(range(store.readers(), &id, COARSE, hour, hour + 7200).await.expect("read").len(), 2);
         store.close().await;
