@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use dispense_api::limits::ports;
 
+/// The bearer token of heartbeats.
+pub(crate) const TOKEN: &str = "AGENT_TOKEN";
 /// Interval of heartbeats when nothing is said.
 const REPORT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
 /// Connections to the services inside the sandbox, when nothing is said, and at most: those that wait to be taken are bounded.
@@ -71,7 +73,7 @@ impl Config {
         Self {
             sandbox_id: take("AGENT_SANDBOX_ID").unwrap_or_default(),
             server_url: take("AGENT_SERVER_URL"),
-            token: take("AGENT_TOKEN").unwrap_or_default(),
+            token: take(TOKEN).unwrap_or_default(),
             report_interval,
             workdir: take("AGENT_WORKDIR").map_or_else(|| "/workspace".into(), PathBuf::from),
             user: take("AGENT_USER").unwrap_or_else(|| "root".to_owned()),

@@ -62,6 +62,14 @@ pub fn serve_sftp(mut args: impl Iterator<Item = std::ffi::OsString>) -> Option<
     })
 }
 
+/// The configuration, out of the environment. The token is taken away from there: whoever may read files may not send
+/// heartbeats. Only while there is one thread.
+pub fn take_config() -> Config {
+    let config = Config::from_env(std::env::vars_os());
+    sys::blot_out(config::TOKEN);
+    config
+}
+
 /// The listening socket: `AGENT_LISTEN` is a path to bind, `AGENT_LISTEN_FD` an inherited descriptor.
 pub fn listener() -> io::Result<StdListener> {
     if let Some(path) = std::env::var_os("AGENT_LISTEN") {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use dispense_agent::{Config, listener, run};
+use dispense_agent::{listener, run, take_config};
 use tracing_subscriber::EnvFilter;
 
 /// Blocking work is files only; each thread costs a stack while it lives.
@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     // Before anything opens a descriptor, so that the inherited one is what it says.
     let listener = listener();
-    let config = Config::from_env(std::env::vars_os());
+    let config = take_config();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)

@@ -201,6 +201,24 @@ pub(crate) fn inherited(fd: RawFd) -> Option<OwnedFd> {
     }
 }
 
+/// Overwrites the value of a variable where the kernel shows it (`/proc/PID/environ`). Only while there is one thread.
+pub(crate) fn blot_out(name: &str) {
+    // SAFETY: the environment is an array of C strings that ends with a null pointer. Each is ours to write up to its
+    // end, and nobody else reads or changes it: no other thread runs yet.
+    unsafe {
+        let mut entry = libc::environ;
+        while !entry.is_null() && !(*entry).is_null() {
+            let text = std::ffi::CStr::from_ptr(*entry).to_bytes();
+            let value = text.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b"="));
+            if let Some(len) = value.map(<[u8]>::len) {
+                let start = (*entry).add(name.len() + 1);
+                start.write_bytes(0, len);
+            }
+            entry = entry.add(1);
+        }
+    }
+}
+
 /// Registers a descriptor with the event loop.
 pub(crate) fn register(fd: OwnedFd, interest: tokio::io::Interest) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor keeps its number and stays open for as long as it is owned.

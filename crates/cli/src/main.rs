@@ -74,6 +74,8 @@ fn log(command: &Command) -> Result<(), dispense_client::Error> {
         }
     };
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted(io::stderr)).with_ansi(false);
+    // Nobody may read the log any more: saying so would panic, and whoever wrote the line would not go on.
+    let log = log.log_internal_errors(false);
     if json {
         log.json().with_current_span(false).with_span_list(false).init()
     } else {

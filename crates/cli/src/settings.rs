@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use dispense_client::Error;
 use dispense_server::{AccessConfig, Database, PreviewConfig, SshConfig, TlsConfig, WorkspaceConfig};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::config;
 use crate::failure::{local, usage};
@@ -225,9 +227,15 @@ impl Settings {
     }
 
     /// A filter, e.g. `info` or `dispense_server=debug`.
-    pub(crate) fn log_filter(&self) -> Result<tracing_subscriber::EnvFilter, Error> {
+    pub(crate) fn log_filter(&self) -> Result<EnvFilter, Error> {
         self.parse("server.logging.level", |text| {
-            tracing_subscriber::EnvFilter::try_new(text).map_err(|error| error.to_string())
+            let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+            // The filter takes any word for the name of a part of the program, and is silent for all others.
+            if let Some(slip) = text.split(',').find(|word| !word.contains('=') && !is_level(word)) {
+                let slip = slip.trim();
+                return Err(format!("`{slip}` is no level: use off, error, warn, info, debug or trace, or PART=LEVEL"));
+            }
+            EnvFilter::try_new(text).map_err(|error| error.to_string())
         })
     }
 
@@ -465,13 +473,15 @@ mod tests {
         let cases = [
             ("server:\n  address: somewhere\n", "server.address"),
             ("server:\n  auth:\n    enabled: perhaps\n", "server.auth.enabled"),
+            ("server:\n  logging:\n    level: shouting\n", "`shouting` is no level"),
             ("server:\n  rate_limiting:\n    requests_per_minute: 0\n", "requests_per_minute"),
             ("server:\n  cors:\n    allowed_origins: [\"*\"]\n", "allowed_origins"),
             ("server:\n  auth:\n    enabled: false\n", "this machine only"),
         ];
         for (yaml, told) in cases {
             let settings = resolve(yaml, &[], &[]).expect("known keys");
-            let error = settings.address().map(drop).and_then(|()| settings.access().map(drop)).expect_err(yaml);
+            let parsed = settings.address().map(drop).and_then(|()| settings.access().map(drop));
+            let error = parsed.and_then(|()| settings.log_filter().map(drop)).expect_err(yaml);
             assert!(error.message.contains(told), "{error}");
         }
         assert!(resolve("server: [1", &[], &[]).is_err());

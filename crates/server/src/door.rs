@@ -16,6 +16,7 @@ mod pulse;
 pub(crate) mod request;
 mod rest;
 mod service;
+mod slow;
 pub(crate) mod ssh;
 pub(crate) mod tls;
 mod websocket;
@@ -44,8 +45,10 @@ use workspace::WorkspaceDoor;
 
 use crate::auth::gate::Gate;
 use crate::auth::issuer::Issuer;
+use crate::auth::keys::unauthenticated;
 use crate::auth::limit::RETRY_AFTER;
 use crate::auth::table::{self, Need};
+use crate::auth::until::KEY_ENDED;
 use crate::auth::{Keys, Principal};
 use crate::config::WorkspaceConfig;
 use crate::metrics::Metrics;
@@ -53,6 +56,7 @@ use crate::preview::Previews;
 use crate::provider::Provider;
 use crate::relay::Relay;
 use crate::sandbox::service::Sandboxes;
+use crate::sandbox::spec::invalid;
 use crate::ssh::Ssh;
 use crate::vault::Vault;
 use health::Health;
@@ -63,6 +67,8 @@ use preview::PreviewDoor;
 /// Of the body of a refused request this much is read before the answer.
 const REFUSED_MAX_BYTES: usize = 256 << 10;
 const REFUSED_TIMEOUT: Duration = Duration::from_secs(1);
+/// An answer takes longer only if it waits for something.
+const SOON: Duration = Duration::from_secs(1);
 /// Browsers ask again after this time whether they may.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
@@ -185,7 +191,13 @@ impl Doors {
                 Ok(response) => response.map(GrpcBody::new),
                 Err(error) => grpc_refusal(error),
             },
-            _ => self.grpc.clone().oneshot(request).await.unwrap_or_else(|never| match never {}),
+            _ => {
+                let answer = self.grpc.clone().oneshot(request);
+                match while_admitted(&self.parts.keys, caller.as_ref(), answer).await {
+                    Ok(response) => with_details(response.unwrap_or_else(|never| match never {})),
+                    Err(error) => grpc_refusal(error),
+                }
+            }
         };
         (response, caller)
     }
@@ -221,7 +233,8 @@ async fn admit<B>(gate: &Gate, request: &mut Request<B>, need: Option<Need>) -> 
 where
     B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
 {
-    match gate.admit(request.headers(), need) {
+    let admitted = gate.admit(request.headers(), need);
+    match admitted.and_then(|caller| well_encoded(request.uri()).map(|()| caller)) {
         Ok(caller) => {
             if let Some(caller) = caller.clone() {
                 request.extensions_mut().insert(caller);
@@ -232,6 +245,35 @@ where
             read_away(request).await;
             Err(error)
         }
+    }
+}
+
+/// What is no UTF-8 behind its `%` would be read as something else.
+fn well_encoded(uri: &http::Uri) -> Result<(), Error> {
+    let parts = [("path", Some(uri.path())), ("query", uri.query())];
+    for (what, part) in parts.into_iter().filter_map(|(what, part)| Some((what, part?))) {
+        if percent_encoding::percent_decode_str(part).decode_utf8().is_err() {
+            return Err(invalid(what, "it is not UTF-8 behind its percent signs"));
+        }
+    }
+    Ok(())
+}
+
+/// The answer of a handler; of one that takes long only for as long as its caller's key opens anything.
+async fn while_admitted<T>(
+    keys: &Keys,
+    caller: Option<&Principal>,
+    answer: impl Future<Output = T>,
+) -> Result<T, Error> {
+    let mut answer = std::pin::pin!(answer);
+    // Nearly all are answered at once, and need nobody to watch their key.
+    if let Ok(answer) = tokio::time::timeout(SOON, answer.as_mut()).await {
+        return Ok(answer);
+    }
+    let Some(caller) = caller else { return Ok(answer.await) };
+    tokio::select! {
+        answer = &mut answer => Ok(answer),
+        () = keys.ended(&caller.key_id) => Err(unauthenticated(KEY_ENDED)),
     }
 }
 
@@ -265,6 +307,21 @@ fn grpc_refusal(error: Error) -> http::Response<GrpcBody> {
     response
 }
 
+/// Says it in our words where the library refused a message: what it could not decode is the caller's fault.
+fn with_details(response: http::Response<GrpcBody>) -> http::Response<GrpcBody> {
+    let Some(status) = tonic::Status::from_header_map(response.headers()) else { return response };
+    if !status.details().is_empty() {
+        return response;
+    }
+    let refused = |code, reason| grpc_refusal(Error::new(code, reason, status.message()));
+    match status.code() {
+        tonic::Code::Internal => refused(Code::InvalidArgument, "malformed_message"),
+        tonic::Code::OutOfRange => refused(Code::ResourceExhausted, BODY_TOO_LARGE),
+        tonic::Code::Unimplemented => refused(Code::Unimplemented, "unimplemented"),
+        _ => response,
+    }
+}
+
 /// When a caller who called too often may come back.
 fn retry_after(error: &Error) -> Option<HeaderValue> {
     error.details.get(RETRY_AFTER)?.parse().ok()
@@ -283,6 +340,8 @@ fn method_unknown(path: &str) -> Error {
 /// In the details of [`RANGE_OUTSIDE`]: how long the file is, as a header has it.
 const CONTENT_RANGE: &str = "content_range";
 const RANGE_OUTSIDE: &str = "range_outside";
+/// The message, or the body, is over its limit.
+const BODY_TOO_LARGE: &str = "body_too_large";
 
 /// A range of a file that has nothing there.
 fn range_outside(size: u64) -> Error {
@@ -295,10 +354,14 @@ fn http_head(error: &Error) -> (StatusCode, HeaderMap) {
     let status = match error.reason.as_str() {
         METHOD_UNKNOWN => StatusCode::METHOD_NOT_ALLOWED,
         RANGE_OUTSIDE => StatusCode::RANGE_NOT_SATISFIABLE,
+        BODY_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
         _ => StatusCode::from_u16(error.code.http()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
     };
     let mut headers = HeaderMap::new();
     headers.extend(retry_after(error).map(|value| (http::header::RETRY_AFTER, value)));
+    if error.code == Code::Unauthenticated {
+        headers.insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     let allow = error.details.get(ALLOW).and_then(|allow| allow.parse().ok());
     headers.extend(allow.map(|value| (http::header::ALLOW, value)));
     let range = error.details.get(CONTENT_RANGE).and_then(|range| range.parse().ok());

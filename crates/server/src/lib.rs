@@ -344,6 +344,7 @@ impl Server {
         self.shutdown.cancel();
         self.tasks.close();
         self.parts.sandboxes.ticker.close();
+        self.parts.sandboxes.notices.close();
         self.parts.relay.close();
         self.parts.sandboxes.fleet.disconnect();
         if tokio::time::timeout(DRAIN_TIMEOUT, self.tasks.wait()).await.is_err() {

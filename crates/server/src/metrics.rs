@@ -3,6 +3,7 @@
 //! Counts of requests are kept as they happen; counts of things (sandboxes, jobs, runners) are read when somebody
 //! asks, so that they cannot drift.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub(crate) struct Metrics {
     requests: Family<Outcome, Counter<u64, AtomicU64>>,
     durations: Family<Request, Histogram>,
     open: Family<Door, Gauge<i64, AtomicI64>>,
+    streams: Family<Door, Gauge<i64, AtomicI64>>,
     commits: Histogram,
     changes: Counter<u64, AtomicU64>,
     sessions: Counter<u64, AtomicU64>,
@@ -69,6 +71,7 @@ impl Default for Metrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(seconds),
             open: Family::default(),
+            streams: Family::default(),
             commits: seconds(),
             changes: Counter::default(),
             sessions: Counter::default(),
@@ -79,6 +82,7 @@ impl Default for Metrics {
         let help = "Time from a request to the end of its answer";
         registry.register_with_unit("request_duration", help, Unit::Seconds, this.durations.clone());
         registry.register("open_requests", "Requests and streams that are open", this.open.clone());
+        registry.register("open_streams", "Answers that have begun and go on", this.streams.clone());
         let help = "Time of a commit of the store, with all changes that it carries";
         registry.register_with_unit("store_commit", help, Unit::Seconds, this.commits.clone());
         registry.register("store_changes", "Changes that the store was asked for", this.changes.clone());
@@ -129,7 +133,17 @@ impl Metrics {
         self.calls.inc();
     }
 
-    /// Everything, as text.
+    /// A stream of an answer goes on.
+    pub(crate) fn stream_begun(&self, door: &'static str) {
+        self.streams.get_or_create(&Door { door }).inc();
+    }
+
+    /// It has ended.
+    pub(crate) fn stream_ended(&self, door: &'static str) {
+        self.streams.get_or_create(&Door { door }).dec();
+    }
+
+    /// Everything, as OpenMetrics' text.
     pub(crate) fn render(&self, census: &Census) -> String {
         let mut now = Registry::with_prefix("dispense");
         let count = |now: &mut Registry, name: &str, help: &str, rows: &[(String, i64)]| {
@@ -155,5 +169,39 @@ impl Metrics {
         let _ = text::encode_registry(&mut text, &self.registry);
         let _ = text::encode(&mut text, &now);
         text
+    }
+}
+
+/// The same in the text format 0.0.4, which every scraper reads: there a counter's family has its sample's name, and
+/// units are comments that nobody knows.
+pub(crate) fn plain(openmetrics: &str) -> String {
+    let counters: BTreeSet<&str> =
+        openmetrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let mut text = String::with_capacity(openmetrics.len());
+    for line in openmetrics.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some(kind @ ("HELP" | "TYPE")), Some(name), Some(rest)) if counters.contains(name) => {
+                text.extend(["# ", kind, " ", name, "_total ", rest, "\n"]);
+            }
+            (Some("#"), Some("UNIT" | "EOF"), ..) => {}
+            _ => text.extend([line, "\n"]),
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plain_format_names_counters_as_their_samples() {
+        let openmetrics = "# HELP a_calls Calls of it.\n# TYPE a_calls counter\na_calls_total{x=\"# EOF\"} 3\n\
+                           # HELP a_time_seconds T.\n# TYPE a_time_seconds gauge\n# UNIT a_time_seconds seconds\n\
+                           a_time_seconds 0.5\n# EOF\n";
+        let expected = "# HELP a_calls_total Calls of it.\n# TYPE a_calls_total counter\na_calls_total{x=\"# EOF\"} 3\n\
+                        # HELP a_time_seconds T.\n# TYPE a_time_seconds gauge\na_time_seconds 0.5\n";
+        assert_eq!(plain(openmetrics), expected);
     }
 }

@@ -68,12 +68,15 @@ impl Room {
     }
 }
 
+/// The label that says where a runner is.
+const REGION: &str = "region";
+
 /// Which runner a caller insists on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     Any,
-    /// Id or name.
-    Runner(String),
+    /// A runner's id or name, its region, which is the value of its label `region`, or a label that it has.
+    Named(String),
     Label(String, String),
 }
 
@@ -82,12 +85,12 @@ impl Target {
     pub(crate) fn parse(text: &str) -> Result<Self, &'static str> {
         const TARGET_MAX_BYTES: usize = 512;
         if text.len() > TARGET_MAX_BYTES || text.chars().any(char::is_control) {
-            return Err("is neither a runner's id or name nor a label `key=value`");
+            return Err("is neither a runner's id or name, nor a region, nor a label `key` or `key=value`");
         }
         Ok(match text.split_once('=') {
             _ if text.is_empty() => Self::Any,
             Some((key, value)) => Self::Label(key.to_owned(), value.to_owned()),
-            None => Self::Runner(text.to_owned()),
+            None => Self::Named(text.to_owned()),
         })
     }
 }
@@ -215,7 +218,10 @@ pub(crate) fn place(spec: &Spec, runners: &[Candidate]) -> Result<RunnerId, Vec<
 fn misfit(spec: &Spec, runner: &Candidate) -> Option<Misfit> {
     let on_target = match Target::parse(&spec.target) {
         Ok(Target::Any) => true,
-        Ok(Target::Runner(target)) => target == runner.id.as_str() || target == runner.name,
+        Ok(Target::Named(target)) => {
+            let is_runner = target == runner.id.as_str() || target == runner.name;
+            is_runner || runner.labels.get(REGION) == Some(&target) || runner.labels.contains_key(&target)
+        }
         Ok(Target::Label(key, value)) => runner.labels.get(&key) == Some(&value),
         Err(_) => false,
     };

@@ -46,6 +46,11 @@ impl From<StoreError> for Error {
     }
 }
 
+/// The server does not begin, or go on with, what takes long.
+pub(crate) fn draining() -> Error {
+    Error::new(Code::Unavailable, "draining", "this server is about to end: ask again, or another")
+}
+
 /// No such sandbox.
 pub(crate) fn unknown_sandbox(id_or_name: &str) -> Error {
     let shown = crate::sandbox::spec::clip(id_or_name);

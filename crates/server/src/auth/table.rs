@@ -81,6 +81,7 @@ pub(crate) const REST: &[(&str, &str, Need)] = &[
     ("GET", "/v1/sandboxes", Need::Role(Role::Viewer)),
     ("GET", "/v1/sandboxes/{identifier}", Need::Role(Role::Viewer)),
     ("DELETE", "/v1/sandboxes/{identifier}", Need::Role(Role::Member)),
+    ("DELETE", "/v1/sandboxes", Need::Role(Role::Member)),
     ("POST", "/v1/sandboxes/{identifier}/wait", Need::Role(Role::Viewer)),
     ("POST", "/v1/claude/tasks", Need::Role(Role::Member)),
     ("GET", "/v1/claude/{sandbox_identifier}/status", Need::Role(Role::Viewer)),

@@ -117,7 +117,7 @@ impl Observation {
         let content_type = response.headers().get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
         let has_trailers = self.request.door == "grpc" && !content_type.starts_with(b"application/grpc-web");
         let (head, body) = response.into_parts();
-        let observed = Observed { body, observation: self, has_trailers, ending: None, whole: false };
+        let observed = Observed { body, observation: self, has_trailers, ending: None, is_stream: false, whole: false };
         Response::from_parts(head, Body::new(observed))
     }
 }
@@ -158,6 +158,8 @@ struct Observed {
     has_trailers: bool,
     /// Of an answer that goes on.
     ending: Option<Ending>,
+    /// It did not have all of it at once.
+    is_stream: bool,
     whole: bool,
 }
 
@@ -190,6 +192,10 @@ impl http_body::Body for Observed {
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         // One that is answered at once has not the time to be revoked.
         let goes_on = frame.is_pending() || self.ending.is_some();
+        if goes_on && !self.is_stream {
+            self.is_stream = true;
+            self.observation.metrics.stream_begun(self.observation.request.door);
+        }
         if goes_on && let Poll::Ready(why) = self.poll_ended(cx) {
             self.whole = true;
             return Poll::Ready(self.cut(why));
@@ -218,6 +224,9 @@ impl http_body::Body for Observed {
 
 impl Drop for Observed {
     fn drop(&mut self) {
+        if self.is_stream {
+            self.observation.metrics.stream_ended(self.observation.request.door);
+        }
         // Of an answer of known length nobody asks for the end.
         if !self.whole && !self.body.is_end_stream() && self.observation.request.door == "rest" {
             self.observation.code = Some(Code::Cancelled.as_str());

@@ -25,18 +25,21 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Extension, Json, Router};
 use dispense_api::error::{Code, Error};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::observe::Matched;
 use super::request::{Page, wait_bound};
-use super::{Parts, admit, http_head, method_unknown, openapi, websocket};
+use super::slow::in_time;
+use super::{BODY_TOO_LARGE, Parts, admit, http_head, method_unknown, openapi, websocket, while_admitted};
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
+use crate::metrics::plain;
+use crate::refusal::draining;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::lifecycle::{Desired, State as SandboxState};
-use crate::sandbox::spec::{self, invalid};
+use crate::sandbox::spec::{self, invalid, renamed};
 use crate::store::meta;
 use crate::store::sandboxes::Filter;
 pub(super) use describe::described;
@@ -64,15 +67,27 @@ impl<E: Into<Error>> From<E> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let head = http_head(&self.0);
+        let error = renamed(self.0, json_name);
+        let head = http_head(&error);
         let body = json::ErrorJson {
-            code: self.0.code.as_str(),
-            reason: &self.0.reason,
-            message: &self.0.message,
-            details: &self.0.details,
+            code: error.code.as_str(),
+            reason: &error.reason,
+            message: &error.message,
+            details: &error.details,
         };
         (head.0, head.1, Json(body)).into_response()
     }
+}
+
+/// The name of a field in JSON, where resources stand in the specification itself.
+fn json_name(field: &str) -> String {
+    let mut name = String::with_capacity(field.len());
+    for part in field.replace("spec.resources.", "spec.").split('_') {
+        let mut letters = part.chars();
+        let first = letters.next().map(|first| if name.is_empty() { first } else { first.to_ascii_uppercase() });
+        name.extend(first.into_iter().chain(letters));
+    }
+    name
 }
 
 type Answer<T> = Result<T, Refusal>;
@@ -128,10 +143,11 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
         websocket::take_bearer(request.headers_mut());
     }
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
-    let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
-        Ok(caller) => (next.run(request).await, caller),
-        Err(error) => (Refusal(error).into_response(), None),
+    let (answer, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
+        Ok(caller) => (while_admitted(&parts.keys, caller.as_ref(), next.run(in_time(request))).await, caller),
+        Err(error) => (Err(error), None),
     };
+    let mut response = answer.unwrap_or_else(|error| Refusal(error).into_response());
     matched.note(&mut response, caller);
     response
 }
@@ -139,18 +155,25 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
 /// Ready: the database answers, and the server is not about to end.
 async fn ready(State(parts): State<Arc<Parts>>) -> Answer<&'static str> {
     if parts.health.is_draining() {
-        return Err(Error::new(Code::Unavailable, "draining", "this server is about to end: use another").into());
+        return Err(draining().into());
     }
     let probe = parts.sandboxes.store.write(|tx| Box::pin(meta::get_or_insert(tx, "ready", "1")));
     probe.await?;
     Ok("ready\n")
 }
 
-/// For Prometheus.
-async fn metrics(State(parts): State<Arc<Parts>>) -> Answer<Response> {
-    const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// For Prometheus; in the newer of its formats for those who ask for that.
+async fn metrics(State(parts): State<Arc<Parts>>, headers: HeaderMap) -> Answer<Response> {
+    const OPENMETRICS: &str = "application/openmetrics-text";
     let census = parts.sandboxes.census().await?;
-    Ok(([(http::header::CONTENT_TYPE, CONTENT_TYPE)], parts.metrics.render(&census)).into_response())
+    let text = parts.metrics.render(&census);
+    let accepted = headers.get_all(http::header::ACCEPT).iter().filter_map(|accepted| accepted.to_str().ok());
+    let (content_type, text) = if accepted.into_iter().any(|accepted| accepted.contains(OPENMETRICS)) {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", plain(&text))
+    };
+    Ok(([(http::header::CONTENT_TYPE, content_type)], text).into_response())
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -345,7 +368,7 @@ fn bad_query(error: &QueryRejection) -> Error {
 fn bad_body(error: &JsonRejection) -> Error {
     match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::new(Code::ResourceExhausted, "body_too_large", format!("the body is over {BODY_MAX_BYTES} bytes"))
+            Error::new(Code::ResourceExhausted, BODY_TOO_LARGE, format!("the body is over {BODY_MAX_BYTES} bytes"))
         }
         _ => invalid("body", error.body_text()),
     }

@@ -126,6 +126,12 @@ impl Sandboxes {
         write.await
     }
 
+    /// Refuses what could not be created, before anything is given up for it.
+    pub(super) fn check(&self, new: &NewSandbox) -> Result<(), Error> {
+        let misfits = self.fleet.misfits(&new.spec).into_iter().map(|(id, _, misfit)| (id, misfit));
+        self.refuse_if_hopeless(&new.spec, &misfits.collect::<Vec<_>>())
+    }
+
     /// What no waiting can mend is refused at once, so that nothing pending is left behind.
     fn refuse_if_hopeless(&self, spec: &Spec, misfits: &[(RunnerId, Misfit)]) -> Result<(), Error> {
         let templates = self.fleet.templates();
@@ -135,7 +141,9 @@ impl Sandboxes {
         if !templates.contains(&spec.template) {
             let list = templates.join(", ");
             let message = format!("spec.template: `{}` does not exist on any runner: there are {list}", spec.template);
-            return Err(Error::new(Code::InvalidArgument, reason::TEMPLATE_UNKNOWN, message).with("templates", list));
+            return Err(Error::new(Code::InvalidArgument, reason::TEMPLATE_UNKNOWN, message)
+                .with("templates", list)
+                .with("field", "spec.template"));
         }
         let named = self.fleet.misfits(spec);
         let list: Vec<String> = named.iter().map(|(_, name, misfit)| format!("{name} {misfit}")).collect();

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 
 use dispense_api::id::SandboxId;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Who waits for which sandbox. BOUND: an entry lives as long as somebody waits.
 #[derive(Default)]
 pub(crate) struct Notices {
     waiting: Mutex<HashMap<SandboxId, Arc<Notify>>>,
+    closed: CancellationToken,
 }
 
 /// A place in the queue of one sandbox.
@@ -25,6 +27,16 @@ impl Notices {
         let mut waiting = self.waiting.lock().expect("no holder panics");
         let changed = waiting.entry(sandbox.clone()).or_default().clone();
         Subscription { notices: self, sandbox: sandbox.clone(), changed }
+    }
+
+    /// Nobody waits any more: the server is about to end.
+    pub(crate) fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Returns when that is so.
+    pub(crate) async fn closed(&self) {
+        self.closed.cancelled().await;
     }
 
     /// Wakes whoever waits for `sandbox`.

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::events::Ticker;
 use crate::fleet::{Fleet, Mode, RunnerView};
 use crate::job::{Job, JobType};
-use crate::refusal::{denied, unknown_job, unknown_sandbox};
+use crate::refusal::{denied, draining, unknown_job, unknown_sandbox};
 use crate::relay::Route;
 use crate::store::{Store, StoreError, jobs, runners, sandboxes};
 
@@ -357,8 +357,10 @@ impl Sandboxes {
             if done(&sandbox) {
                 return Ok(sandbox);
             }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Err(self.waited_too_long(&sandbox, timeout));
+            tokio::select! {
+                () = changed => {}
+                () = self.notices.closed() => return Err(draining()),
+                () = tokio::time::sleep_until(deadline) => return Err(self.waited_too_long(&sandbox, timeout)),
             }
         }
     }
@@ -375,10 +377,10 @@ impl Sandboxes {
         }
         let why = if why.is_empty() { why } else { format!(" ({why})") };
         let message = format!(
-            "sandbox `{}` is still {}{why} after {} s: it goes on, `dispense get {}` shows how far it is",
+            "sandbox `{}` is still {}{why} after {:.0} s: it goes on, `dispense get {}` shows how far it is",
             sandbox.name,
             sandbox.life.observed.as_str(),
-            timeout.as_secs(),
+            timeout.as_secs_f64(),
             sandbox.name
         );
         Error::new(Code::DeadlineExceeded, "wait_timeout", message)

@@ -170,6 +170,16 @@ pub(crate) fn invalid(field: &str, why: impl std::fmt::Display) -> Error {
     Error::new(Code::InvalidArgument, "invalid_field", format!("{field}: {why}")).with("field", field)
 }
 
+/// The same error with its field by the name that it has at another door.
+pub(crate) fn renamed(mut error: Error, name: impl FnOnce(&str) -> String) -> Error {
+    let Some(field) = error.details.get("field").cloned() else { return error };
+    let name = name(&field);
+    if let Some(why) = error.message.strip_prefix(&field) {
+        error.message = format!("{name}{why}");
+    }
+    error.with("field", name)
+}
+
 impl Spec {
     /// Parses what came from outside.
     pub(crate) fn parse(spec: v1::SandboxSpec) -> Result<Self, Error> {

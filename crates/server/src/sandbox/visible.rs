@@ -2,7 +2,7 @@
 //! not see it, and none is changed for one who may not.
 //!
 //! A sandbox outside the scope of the caller's key does not exist for it. Within it everybody reads; changing and
-//! using a sandbox is for the account that created it, and for administrators.
+//! using a sandbox is for the account that created it, for members whose key names it, and for administrators.
 
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use super::Sandbox;
 use super::create::NewSandbox;
 use super::environment::Change;
 use super::service::Sandboxes;
+use super::spec::invalid;
 use super::usage::{Sample, Tier};
 use crate::auth::{Principal, Role, Scope};
 use crate::events::{Follower, From};
@@ -44,8 +45,10 @@ impl Visible<'_> {
         self.caller.scope.contains(&sandbox.id, &sandbox.group)
     }
 
+    /// Of a sandbox that the caller sees.
     fn may_change(&self, name: &str, owner: &str) -> Result<(), Error> {
-        if self.caller.role == Role::Admin || owner == self.caller.account {
+        let names_it = matches!(self.caller.scope, Scope::Sandboxes(_));
+        if self.caller.role == Role::Admin || owner == self.caller.account || names_it {
             return Ok(());
         }
         let shown = super::spec::clip(name);
@@ -56,7 +59,7 @@ impl Visible<'_> {
 
     /// The sandbox of an id or name.
     pub(crate) async fn get(&self, id_or_name: &str) -> Result<Sandbox, Error> {
-        let sandbox = self.sandboxes.get(id_or_name).await?;
+        let sandbox = self.sandboxes.get(named(id_or_name)?).await?;
         if self.sees(&sandbox) { Ok(sandbox) } else { Err(unknown_sandbox(id_or_name)) }
     }
 
@@ -95,6 +98,12 @@ impl Visible<'_> {
         new.owner.clone_from(&self.caller.account);
         new.trace.clone_from(&self.caller.origin.trace);
         self.sandboxes.create(new).await
+    }
+
+    /// Refuses what [`Visible::create`] would refuse, before anything is given up for it.
+    pub(crate) fn could_create(&self, new: &NewSandbox) -> Result<(), Error> {
+        self.may_create(&mut new.clone())?;
+        self.sandboxes.check(new)
     }
 
     fn may_create(&self, new: &mut NewSandbox) -> Result<(), Error> {
@@ -142,7 +151,7 @@ impl Visible<'_> {
 
     /// Wants it gone; a repeated delete finds the one that had the name last.
     pub(crate) async fn delete(&self, id_or_name: &str, force: bool) -> Result<Sandbox, Error> {
-        let found = sandboxes::find_any(self.sandboxes.store.readers(), id_or_name).await?;
+        let found = sandboxes::find_any(self.sandboxes.store.readers(), named(id_or_name)?).await?;
         let sandbox = found.filter(|row| self.sees(row)).ok_or_else(|| unknown_sandbox(id_or_name));
         let allowed = sandbox.and_then(|row| self.may_change(id_or_name, &row.owner).map(|()| row));
         let sandbox = self.noted("sandbox.delete", id_or_name, allowed).await?;
@@ -248,4 +257,9 @@ impl Visible<'_> {
         }
         if access == Access::Write { self.may_change(id_or_name, &owner) } else { Ok(()) }
     }
+}
+
+/// An id or a name, and not nothing.
+fn named(id_or_name: &str) -> Result<&str, Error> {
+    if id_or_name.is_empty() { Err(invalid("sandbox", "it is missing: give an id or a name")) } else { Ok(id_or_name) }
 }

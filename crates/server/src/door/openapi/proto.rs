@@ -12,6 +12,9 @@ pub(super) fn operation(verb: &str, path: &str, name: &str, components: &mut Map
     let (input, output) = (method.input(), method.output());
     let in_path = |field: &FieldDescriptor| path.contains(&format!("{{{}}}", field.name()));
     let mut parameters = path_parameters(path);
+    for parameter in parameters.iter_mut().filter(|parameter| parameter["name"] == "identifier") {
+        parameter["description"] = "An id or a name; ids win. `-` for none, where a group or all are meant.".into();
+    }
     let is_query = verb == "GET" || verb == "DELETE";
     if is_query {
         for field in input.fields().filter(|field| !in_path(field)) {
@@ -30,7 +33,8 @@ pub(super) fn operation(verb: &str, path: &str, name: &str, components: &mut Map
     let content = json!({"application/json": {"schema": {"$ref": reference(&output)}}});
     let mut operation = json!({
         "summary": name,
-        "operationId": name,
+        // Of one method with two routes the second is about what the query says.
+        "operationId": if path.contains('{') || verb != "DELETE" { name.to_owned() } else { format!("{name}ByQuery") },
         "tags": ["DispenseService"],
         "description": comment(&method.parent_file(), method.path()),
         "parameters": parameters,

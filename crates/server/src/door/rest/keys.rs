@@ -59,9 +59,10 @@ pub(super) struct NewKeyJson {
     group: String,
     #[serde(default)]
     sandbox_ids: Vec<String>,
-    /// Seconds after which it ends; 0 for never.
+    /// Seconds after which it ends; never when it is absent.
     #[serde(default)]
-    expires_in_secs: u64,
+    #[schemars(range(min = 1))]
+    expires_in_secs: Option<u64>,
     /// With the prefix `e2b_` instead of `dsp_`, which some SDKs insist on.
     #[serde(default)]
     e2b: bool,
@@ -131,7 +132,14 @@ pub(super) async fn create(
         text => Role::parse(text).ok_or_else(|| invalid("role", "use viewer, member or admin"))?,
     };
     let scope = Scope::of(&body.group, &body.sandbox_ids)?;
-    let new = NewKey::parse(body.name, role, scope, body.expires_in_secs, body.e2b)?;
+    let expires_in_secs = match body.expires_in_secs {
+        // Somebody's time was up, who does not want a key for ever.
+        Some(0) => {
+            return Err(invalid("expiresInSecs", "0 is over at once: leave it out for a key that does not end").into());
+        }
+        secs => secs.unwrap_or_default(),
+    };
+    let new = NewKey::parse(body.name, role, scope, expires_in_secs, body.e2b)?;
     Ok((StatusCode::CREATED, Json(parts.issuer(&caller).create(new).await?.into())))
 }
 

@@ -16,7 +16,7 @@ use crate::provider::Verdict;
 use crate::sandbox::Sandbox;
 use crate::sandbox::create::NewSandbox;
 use crate::sandbox::lifecycle::{Desired, State};
-use crate::sandbox::spec::{clip, invalid};
+use crate::sandbox::spec::{clip, invalid, renamed};
 use crate::store::sandboxes::Filter;
 
 const GIB: u64 = 1 << 30;
@@ -25,8 +25,10 @@ const MILLIS_PER_CORE: u32 = 1000;
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A delete answers when it is done, or after this time.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Sandboxes of a group that are waited for, or of one page that are deleted.
-const GROUP_PAGE: usize = 1000;
+/// Sandboxes of a group that are waited for.
+const GROUP_MAX: usize = 1000;
+/// Sandboxes of a group, or of all, that are deleted one after the other before the next are read.
+const DELETE_PAGE: usize = 1000;
 
 /// The calls.
 pub(crate) struct Calls {
@@ -43,12 +45,13 @@ impl Calls {
             return Err(no_tasks());
         }
         let (force, name) = (request.force, request.name.clone());
-        let new = parse_create(request)?;
+        let new = parse_create(request).map_err(in_our_words)?;
         let visible = self.parts.sandboxes.seen_by(caller);
         if force && !name.is_empty() {
+            visible.could_create(&new).map_err(in_our_words)?;
             self.replace(caller, &name).await?;
         }
-        let sandbox = visible.create(new).await?;
+        let sandbox = visible.create(new).await.map_err(in_our_words)?;
         Ok(CreateSandboxResponse { sandbox: Some(self.info(&sandbox, true)), error: None })
     }
 
@@ -130,7 +133,7 @@ impl Calls {
         let mut before = None;
         loop {
             let group = (!group.is_empty()).then(|| group.to_owned());
-            let rows = visible.list(Filter { group, limit: GROUP_PAGE, before, ..Filter::default() }).await?;
+            let rows = visible.list(Filter { group, limit: DELETE_PAGE, before, ..Filter::default() }).await?;
             for row in &rows {
                 match visible.delete(row.id.as_str(), force).await {
                     Ok(_) => count += 1,
@@ -140,7 +143,7 @@ impl Calls {
                 }
             }
             match rows.last() {
-                Some(last) if rows.len() == GROUP_PAGE => before = Some((last.created_at, last.id.to_string())),
+                Some(last) if rows.len() == DELETE_PAGE => before = Some((last.created_at, last.id.to_string())),
                 _ => return Ok(count),
             }
         }
@@ -151,17 +154,22 @@ impl Calls {
         caller: &Principal,
         request: WaitForSandboxRequest,
     ) -> Result<WaitForSandboxResponse, Error> {
-        let timeout = wait_timeout(unsigned("timeout_seconds", request.timeout_seconds)?)?;
+        let timeout = wait_timeout(unsigned("timeout_seconds", request.timeout_seconds)?).map_err(in_our_words)?;
         let deadline = tokio::time::Instant::now() + timeout;
         let visible = self.parts.sandboxes.seen_by(caller);
         let ids = match (request.identifier.as_str(), request.group.as_str()) {
             ("", "") => return Err(invalid("identifier", "it is missing: give an id, a name or a group")),
             ("", group) => {
-                let filter = Filter { group: Some(group.to_owned()), limit: GROUP_PAGE, ..Filter::default() };
+                let filter = Filter { group: Some(group.to_owned()), limit: GROUP_MAX + 1, ..Filter::default() };
                 let rows = visible.list(filter).await?;
                 if rows.is_empty() {
                     let message = format!("the group `{}` has no sandbox", clip(group));
                     return Err(Error::new(Code::NotFound, "group_unknown", message));
+                }
+                if rows.len() > GROUP_MAX {
+                    let message =
+                        format!("the group `{}` has more than {GROUP_MAX} sandboxes: wait for each", clip(group));
+                    return Err(Error::new(Code::FailedPrecondition, "group_too_large", message));
                 }
                 rows.into_iter().map(|row| row.id).collect()
             }
@@ -225,7 +233,12 @@ impl Calls {
             Error::new(Code::NotFound, "api_key_unset", message)
         };
         let key = self.parts.vault.get(config::PROVIDER_KEY).await?.ok_or_else(missing)?;
-        let api_key = if caller.role == Role::Admin { key } else { config::masked(&key) };
+        let api_key = if caller.role == Role::Admin {
+            self.parts.sandboxes.audit.taken(caller, "provider_key.get", &config::masked(&key)).await?;
+            key
+        } else {
+            config::masked(&key)
+        };
         Ok(GetApiKeyResponse { api_key, error: None })
     }
 
@@ -302,6 +315,25 @@ fn content(request: &CreateSandboxRequest) -> Result<Option<v1::Content>, Error>
         branch: request.branch_name.clone(),
         reset_branch: request.force,
     }))
+}
+
+/// What the domain calls a field has another name in this service's messages.
+fn in_our_words(error: Error) -> Error {
+    const NAMES: [(&str, &str); 9] = [
+        ("spec.template", "resources.snapshot"),
+        ("spec.target", "resources.target"),
+        ("spec.resources.cpu_millis", "resources.cpu"),
+        ("spec.resources.memory_bytes", "resources.memory"),
+        ("spec.resources.disk_bytes", "resources.disk"),
+        ("spec.auto_stop_mins", "resources.auto_stop"),
+        ("spec.content.directory", "source_directory"),
+        ("spec.content.branch", "branch_name"),
+        ("timeout_secs", "timeout_seconds"),
+    ];
+    renamed(error, |field| {
+        let ours = NAMES.iter().find(|(theirs, _)| *theirs == field);
+        ours.map_or(field, |(_, ours)| ours).to_owned()
+    })
 }
 
 fn unsigned(field: &str, value: i32) -> Result<u32, Error> {

@@ -23,7 +23,8 @@ use super::calls::Calls;
 use super::inline::error_response;
 use crate::auth::{Principal, table};
 use crate::door::observe::Matched;
-use crate::door::{Parts, admit, http_head, method_unknown};
+use crate::door::slow::in_time;
+use crate::door::{BODY_TOO_LARGE, Parts, admit, http_head, method_unknown, while_admitted};
 use crate::sandbox::spec::{clip, invalid};
 
 /// A create with the text of a task.
@@ -38,6 +39,8 @@ pub(in crate::door) const ROUTES: &[(&str, &str, &str)] = &[
     ("GET", "/v1/sandboxes", "ListSandboxes"),
     ("GET", "/v1/sandboxes/{identifier}", "GetSandbox"),
     ("DELETE", "/v1/sandboxes/{identifier}", "DeleteSandbox"),
+    // Of a group, or all.
+    ("DELETE", "/v1/sandboxes", "DeleteSandbox"),
     ("POST", "/v1/sandboxes/{identifier}/wait", "WaitForSandbox"),
     ("POST", "/v1/claude/tasks", "RunClaudeTask"),
     ("GET", "/v1/claude/{sandbox_identifier}/status", "GetClaudeStatus"),
@@ -91,10 +94,11 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
         return refusal(&method_unknown(path.as_str()));
     };
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
-    let (mut response, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
-        Ok(caller) => (next.run(request).await, caller),
-        Err(error) => (refusal(&error), None),
+    let (answer, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
+        Ok(caller) => (while_admitted(&parts.keys, caller.as_ref(), next.run(in_time(request))).await, caller),
+        Err(error) => (Err(error), None),
     };
+    let mut response = answer.unwrap_or_else(|error| refusal(&error));
     matched.note(&mut response, caller);
     response
 }
@@ -109,7 +113,7 @@ fn too_large(rejection: BytesRejection) -> Error {
     match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let message = format!("the body is over {BODY_MAX_BYTES} bytes");
-            Error::new(Code::ResourceExhausted, "body_too_large", message)
+            Error::new(Code::ResourceExhausted, BODY_TOO_LARGE, message)
         }
         _ => invalid("body", rejection.body_text()),
     }
