@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use dispense_client::{Code, Error};
 use serde::Serialize;
 
@@ -13,6 +14,10 @@ const THEIRS: u8 = 1;
 pub(crate) const OURS: u8 = 3;
 /// `run`, `exec` and `shell` failed themselves; every other code is the command's.
 pub(crate) const RUN_FAILED: u8 = 125;
+/// The flags cannot be understood, as everywhere.
+const MISUSED: u8 = 2;
+/// The commands whose exit code is another's.
+const RUNNERS: [&str; 4] = ["run", "exec", "shell", "attach"];
 /// The command is not executable.
 const NOT_EXECUTABLE: u8 = 126;
 /// The command does not exist.
@@ -46,6 +51,32 @@ pub(crate) fn report(error: &Error, output: Output, runs_commands: bool) -> Exit
         }
     }
     ExitCode::from(exit_code(error, runs_commands))
+}
+
+/// Tells what cannot be understood, or the help that was asked for. What the flags say is not known then, so this looks
+/// for itself whether a command was to run, and who reads the answer.
+pub(crate) fn misused(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // Of a help that nobody reads there is nothing to say.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let words: Vec<String> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+    let ours = &words[..words.iter().position(|word| word == "--").unwrap_or(words.len())];
+    let is_json = ours.iter().any(|word| word == "--output=json")
+        || ours.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+    let commands = crate::args::Cli::command();
+    let command = ours.iter().skip(1).find(|word| commands.find_subcommand(word).is_some());
+    let runs_commands = command.is_some_and(|word| RUNNERS.contains(&word.as_str()));
+    if is_json {
+        let text = error.render().to_string();
+        let sentence = text.split("\n\n").next().unwrap_or_default();
+        let told = usage(sentence.trim_start_matches("error: "));
+        report(&told, Output::Json, runs_commands);
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(if runs_commands { RUN_FAILED } else { MISUSED })
 }
 
 fn exit_code(error: &Error, runs_commands: bool) -> u8 {

@@ -31,9 +31,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LOG_VARIABLE: &str = "DISPENSE_LOG";
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
-    let name = matches.subcommand_name().unwrap_or_default().to_owned();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parsed = without_empty_variables(Cli::command()).try_get_matches().and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_owned();
+        Ok((name, Cli::from_arg_matches(&matches)?))
+    });
+    let (name, cli) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return failure::misused(&error),
+    };
     if let Err(error) = log(&cli.command) {
         return failure::report(&error, cli.global.output, false);
     }
@@ -62,6 +67,16 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => failure::report(&error, output, runs_commands),
     }
+}
+
+/// A variable that is empty is as good as none, as everywhere.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| match arg.get_env() {
+        Some(name) if is_empty(name) => arg.env(None::<&'static str>),
+        _ => arg,
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// Logs go to stderr; those of a server as its settings say.

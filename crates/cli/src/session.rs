@@ -11,16 +11,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dispense_client::{Client, Error, RunningProcess, v1};
+use rustix::io::Errno;
 use tokio::time::Instant;
 
 pub(crate) use terminal::{is_terminal, size};
 
+use crate::failure::local;
 use output::{Output, Sink};
 use signals::Signals;
 use terminal::RawMode;
 
 /// A second request to end that comes this much later than the first means it: the process is killed.
 const KILL_AFTER: Duration = Duration::from_secs(2);
+/// A sandbox that starts is waited for by its runner; a command that has not begun by then is not about to.
+const START_TIMEOUT: Duration = Duration::from_secs(150);
+const SIGHUP: u32 = 1;
+const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;
 
 /// How it ended.
@@ -38,6 +44,8 @@ pub(crate) struct Streams {
     pub(crate) stdin: bool,
     /// It has a terminal.
     pub(crate) tty: bool,
+    /// It reads commands from its terminal: such a shell ends when that hangs up, and at no request to end.
+    pub(crate) shell: bool,
 }
 
 /// Starts a process and carries it to its end.
@@ -86,8 +94,18 @@ async fn carry(
     if streams.stdin || streams.tty {
         input::forward(process.input.clone());
     }
-    let mut session =
-        Session { client, sandbox, process, signals, pid: None, asked_to_end: None, queued: vec![], unheard: false };
+    let hangs_up = streams.shell && streams.tty;
+    let mut session = Session {
+        client,
+        sandbox,
+        process,
+        signals,
+        hangs_up,
+        pid: None,
+        asked_to_end: None,
+        queued: vec![],
+        unheard: false,
+    };
     let ended = session.carry().await;
     drop(raw);
     ended
@@ -98,6 +116,8 @@ struct Session<'a> {
     sandbox: &'a str,
     process: RunningProcess,
     signals: Signals,
+    /// Asks for the end by hanging up.
+    hangs_up: bool,
     pid: Option<u32>,
     /// When the first signal came that asks for an end.
     asked_to_end: Option<Instant>,
@@ -110,8 +130,10 @@ struct Session<'a> {
 impl Session<'_> {
     async fn carry(&mut self) -> Result<Ended, Error> {
         let output = Output::start();
+        let begun = Instant::now();
         let mut waiting: Option<(Sink, Bytes)> = None;
         let exited = loop {
+            let starts_by = self.starts_by(begun);
             // CANCEL SAFETY: a chunk stays in `waiting` until the writer has room for it.
             tokio::select! {
                 room = output.room(), if waiting.is_some() => match room {
@@ -120,7 +142,7 @@ impl Session<'_> {
                             room.send(chunk);
                         }
                     }
-                    None => return self.reader_gone().await,
+                    None => break None,
                 },
                 event = self.process.events.next(), if waiting.is_none() => match event?.and_then(|event| event.kind) {
                     Some(v1::process_event::Kind::Started(process)) => self.started(process.pid).await,
@@ -134,7 +156,7 @@ impl Session<'_> {
                     Some(v1::process_event::Kind::Gap(gap)) => {
                         eprintln!("dispense: {} bytes of output were dropped", gap.to - gap.from);
                     }
-                    Some(v1::process_event::Kind::Exited(exited)) => break exited,
+                    Some(v1::process_event::Kind::Exited(exited)) => break Some(exited),
                     Some(v1::process_event::Kind::InputTaken(_)) => {}
                     None => return Err(Error::new(
                         dispense_client::Code::Unavailable,
@@ -143,14 +165,30 @@ impl Session<'_> {
                     )),
                 },
                 signal = self.signals.next() => self.signal(signal).await?,
-                () = output.failed(), if waiting.is_none() => return self.reader_gone().await,
+                () = output.failed(), if waiting.is_none() => break None,
+                () = tokio::time::sleep_until(starts_by), if self.pid.is_none() => return Err(self.not_started()),
             }
         };
+        let Some(exited) = exited else { return self.unwritten(output).await };
         tokio::select! {
-            written = output.finish() => if written { Ok(Ended::Exited(exited)) } else { Ok(Ended::ReaderGone) },
+            written = output.finish() => match written {
+                Ok(()) => Ok(Ended::Exited(exited)),
+                Err(error) => unwritten(error),
+            },
             // Nobody reads, and somebody wants an end.
             _ = self.signals.next() => Ok(Ended::Exited(exited)),
         }
+    }
+
+    /// Who asks for an end before the beginning does not wait for that for long.
+    fn starts_by(&self, begun: Instant) -> Instant {
+        self.asked_to_end.map_or(begun + START_TIMEOUT, |asked| asked + KILL_AFTER)
+    }
+
+    fn not_started(&self) -> Error {
+        let name = self.sandbox;
+        let message = format!("the command had not started when it was given up: see `dispense get {name}`");
+        Error::new(dispense_client::Code::DeadlineExceeded, "not_started", message)
     }
 
     async fn started(&mut self, pid: u32) {
@@ -182,7 +220,11 @@ impl Session<'_> {
         }
         let insists = self.asked_to_end.is_some_and(|first| first.elapsed() > KILL_AFTER);
         self.asked_to_end.get_or_insert_with(Instant::now);
-        let number = if insists { SIGKILL } else { number };
+        let number = match number {
+            _ if insists => SIGKILL,
+            SIGTERM if self.hangs_up => SIGHUP,
+            number => number,
+        };
         match self.pid {
             Some(pid) => self.send(pid, number).await,
             None => self.queued.push(number),
@@ -197,11 +239,18 @@ impl Session<'_> {
         }
     }
 
-    /// Nobody reads what the process writes: it is ended as a broken pipe would end it.
-    async fn reader_gone(&mut self) -> Result<Ended, Error> {
+    /// Nobody takes what the process writes: it is ended as a broken pipe would end it.
+    async fn unwritten(&mut self, output: Output) -> Result<Ended, Error> {
         if let Some(pid) = self.pid {
             self.send(pid, SIGKILL).await;
         }
-        Ok(Ended::ReaderGone)
+        unwritten(output.finish().await.err().unwrap_or(Errno::PIPE))
+    }
+}
+
+fn unwritten(error: Errno) -> Result<Ended, Error> {
+    match error {
+        Errno::PIPE => Ok(Ended::ReaderGone),
+        error => Err(local("write the command's output", &std::io::Error::from(error))),
     }
 }

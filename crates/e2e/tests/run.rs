@@ -51,6 +51,14 @@ fn exit_codes_name_what_went_wrong() {
         assert_eq!(code(&["run", "--", "/etc/passwd"]), Some(126));
         assert_eq!(code(&["run", "--", "sh", "-c", "kill -9 $$"]), Some(128 + 9));
         assert_eq!(code(&["run", "--", "sh", "-c", "kill -15 $$"]), Some(128 + 15));
+        // What is ours to refuse is not taken for the command's own code.
+        for misused in [&["run", "--no-such-flag", "--", "true"][..], &["run"], &["exec", "box", "--cpu", "1", "true"]]
+        {
+            assert_eq!(code(misused), Some(125), "{misused:?}");
+        }
+        let output = host.dispense(&["run", "--output", "json", "--memory", "much", "--", "true"]);
+        let told: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+        assert_eq!((output.status.code(), &told["error"]["code"]), (Some(125), &"invalid_argument".into()));
         let output = host.dispense(&["run", "--template", "nothing", "--", "true"]);
         assert_eq!(output.status.code(), Some(125));
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -58,6 +66,29 @@ fn exit_codes_name_what_went_wrong() {
             message.contains("nothing") && message.contains("host"),
             "names it and lists those that exist: {message}"
         );
+    });
+}
+
+#[test]
+fn output_that_cannot_be_written_is_told_and_a_shell_reads_its_commands() {
+    each_mode(|host| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("there");
+        let mut command = host.command(["run", "--", "echo", "hi"]);
+        let output = command.stdout(full).stderr(Stdio::piped()).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(125) && told.contains("No space left on device"), "{told}");
+        let up = host.up();
+        host.ok(&["create", "--name", "box"]);
+        let mut shell = host.command(["shell", "box"]);
+        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+        shell.stdin.take().expect("piped").write_all(b"echo $((6 * 7))\nexit 3\n").expect("it reads");
+        let output = shell.wait_with_output().expect("it ends");
+        assert_eq!((&output.stdout[..], output.status.code()), (&b"42\n"[..], Some(3)));
+        // The token of heartbeats is nowhere that a reader of files finds it.
+        let seen = host.ok(&["exec", "box", "--", "sh", "-c", "tr '\\0' '\\n' < /proc/1/environ"]);
+        assert!(seen.contains("AGENT_SANDBOX_ID=sbx") && !seen.contains("dst_"), "{seen}");
+        host.ok(&["delete", "box"]);
+        up.stop();
     });
 }
 

@@ -156,7 +156,7 @@ impl Plan {
             ),
             (Stage::Cwd, _) => invalid(format!("working directory `{}` cannot be used: {error}", self.cwd)),
             (Stage::Identity, _) => invalid(format!(
-                "user `{}` cannot be used here, since the runner maps no range of uids ({error}): run as root inside, or see `dispense doctor`",
+                "user `{}` is not among the ids of this sandbox ({error}): they go to 65535, and to root alone where the runner maps no range of uids, see `dispense doctor`",
                 self.user.name
             )),
             (Stage::Setup, libc::EAGAIN) => Error::new(

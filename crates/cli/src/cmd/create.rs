@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 
+use dispense_api::limits;
 use dispense_client::{Client, Code, Error, v1};
 
 use super::source;
 use crate::args::{CreateArgs, Global, NetworkArg, Output, SpecArgs};
 use crate::endpoint::connect;
 use crate::failure::{local, usage};
-use crate::show;
-use crate::units::env_file;
+use crate::show::{self, cores};
+use crate::units::{env_file, show_bytes};
 
 /// Creates a sandbox and waits until it runs.
 pub(super) async fn create(global: &Global, args: CreateArgs) -> Result<u8, Error> {
@@ -70,10 +72,10 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
     let spec = v1::SandboxSpec {
         template: args.template,
         resources: Some(v1::Resources {
-            cpu_millis: given("cpu", args.cpu)?,
-            memory_bytes: given("memory", args.memory)?,
-            disk_bytes: given("disk", args.disk)?,
-            pids: given("pids", args.pids)?,
+            cpu_millis: given("--cpu", args.cpu, limits::CPU_MILLIS, |millis| cores(*millis))?,
+            memory_bytes: given("--memory", args.memory, limits::MEMORY_BYTES, |bytes| show_bytes(*bytes))?,
+            disk_bytes: given("--disk", args.disk, limits::DISK_BYTES, |bytes| show_bytes(*bytes))?,
+            pids: given("--pids", args.pids, limits::PIDS, ToString::to_string)?,
         }),
         network: match args.network {
             NetworkArg::None => v1::Network::None,
@@ -108,10 +110,18 @@ pub(super) fn request(args: SpecArgs) -> Result<v1::CreateSandboxRequest, Error>
     })
 }
 
-/// On the wire 0 means the default, which is not what somebody means who writes 0.
-fn given<T: Default + PartialEq>(flag: &str, value: Option<T>) -> Result<T, Error> {
+/// A limit, which on the wire is 0 for the default.
+fn given<T: Default + PartialOrd>(
+    flag: &str,
+    value: Option<T>,
+    range: RangeInclusive<T>,
+    shown: impl Fn(&T) -> String,
+) -> Result<T, Error> {
     match value {
-        Some(value) if value == T::default() => Err(usage(format!("{flag}: 0 is not within the limits"))),
+        Some(value) if !range.contains(&value) => {
+            let (from, to) = (shown(range.start()), shown(range.end()));
+            Err(usage(format!("{flag}: {} is not within {from} to {to}", shown(&value))))
+        }
         value => Ok(value.unwrap_or_default()),
     }
 }

@@ -33,7 +33,7 @@ pub(super) async fn exec(global: &Global, args: ExecArgs) -> Result<u8, Error> {
     if args.detach {
         return detach(global, &args.sandbox, start, args.tty).await;
     }
-    let streams = Streams { stdin: args.interactive || args.tty || !terminal, tty: args.tty };
+    let streams = Streams { stdin: args.interactive || args.tty || !terminal, tty: args.tty, shell: false };
     in_sandbox(global, &args.sandbox, start, streams).await
 }
 
@@ -64,11 +64,12 @@ pub(super) async fn attach(global: &Global, args: AttachArgs) -> Result<u8, Erro
         ..v1::AttachProcess::default()
     };
     let tty = process.pty && terminal && !args.no_stdin;
-    let ended = session::attach(&connected.client, &args.sandbox, open, Streams { stdin: !args.no_stdin, tty }).await?;
+    let streams = Streams { stdin: !args.no_stdin, tty, shell: false };
+    let ended = session::attach(&connected.client, &args.sandbox, open, streams).await?;
     exit_code(ended, &connected.client.get(&args.sandbox).await.unwrap_or_default())
 }
 
-/// Opens a shell.
+/// Opens a shell; without a terminal one that reads its commands from stdin.
 pub(super) async fn shell(global: &Global, args: ShellArgs) -> Result<u8, Error> {
     let start = v1::StartProcess {
         args: dispense_api::LOGIN_SHELL.map(str::to_owned).to_vec(),
@@ -76,7 +77,8 @@ pub(super) async fn shell(global: &Global, args: ShellArgs) -> Result<u8, Error>
         user: args.user.unwrap_or_default(),
         ..v1::StartProcess::default()
     };
-    in_sandbox(global, &args.sandbox, start, Streams { stdin: true, tty: true }).await
+    let tty = is_terminal(io::stdin().as_fd());
+    in_sandbox(global, &args.sandbox, start, Streams { stdin: true, tty, shell: true }).await
 }
 
 async fn in_sandbox(global: &Global, sandbox: &str, start: v1::StartProcess, streams: Streams) -> Result<u8, Error> {

@@ -33,6 +33,8 @@ pub(super) async fn preview(global: &Global, args: PreviewArgs) -> Result<u8, Er
     let connected = connect(global).await?;
     if args.close || args.revoke {
         connected.client.close_preview(&args.sandbox, args.port, args.revoke).await?;
+        let done = if args.revoke { "the links to it open nothing any more" } else { "it is not public any more" };
+        eprintln!("dispense: port {} of `{}`: {done}", args.port, args.sandbox);
         return Ok(0);
     }
     let made = connected.client.open_preview(&args.sandbox, args.port, args.public, Some(args.ttl)).await?;

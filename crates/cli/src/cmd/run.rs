@@ -42,7 +42,9 @@ pub(super) async fn run(global: &Global, args: RunArgs) -> Result<u8, Error> {
     let renewal = (!args.keep).then(|| tokio::spawn(renew(client.clone(), sandbox.id.clone())));
     // Both are asked for at once: the runner holds the calls until the sandbox is up.
     let ended = match source::fill(client, &sandbox, source).await {
-        Ok(()) => session::run(client, &sandbox.id, start, Streams { stdin: tty || !terminal, tty }).await,
+        Ok(()) => {
+            session::run(client, &sandbox.id, start, Streams { stdin: tty || !terminal, tty, shell: false }).await
+        }
         Err(error) => Err(error),
     };
     if let Some(renewal) = renewal {

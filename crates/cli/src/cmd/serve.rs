@@ -142,9 +142,9 @@ pub(super) fn absolute(templates: Vec<Pair>) -> Result<BTreeMap<String, PathBuf>
     templates
         .into_iter()
         .map(|(name, path)| {
-            std::path::absolute(&path)
-                .map(|path| (name, path))
-                .map_err(|error| local(format_args!("resolve {path}"), &error))
+            let found = std::path::absolute(&path).and_then(|path| path.metadata().map(|_| path));
+            let found = found.map_err(|error| local(format_args!("read the template `{name}` at {path}"), &error))?;
+            Ok((name, found))
         })
         .collect()
 }

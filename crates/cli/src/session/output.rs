@@ -22,8 +22,8 @@ pub(super) enum Sink {
 /// The writing thread.
 pub(super) struct Output {
     chunks: mpsc::Sender<(Sink, Bytes)>,
-    /// Answers whether all was written.
-    done: oneshot::Receiver<bool>,
+    /// Answers whether all was written, or why not.
+    done: oneshot::Receiver<Result<(), Errno>>,
 }
 
 impl Output {
@@ -48,26 +48,23 @@ impl Output {
         self.chunks.closed().await;
     }
 
-    /// Waits until all is written; `false` when somebody stopped reading.
-    pub(super) async fn finish(self) -> bool {
+    /// Waits until all is written, or tells why it cannot be: `EPIPE` when somebody stopped reading.
+    pub(super) async fn finish(self) -> Result<(), Errno> {
         drop(self.chunks);
-        self.done.await.unwrap_or(false)
+        self.done.await.unwrap_or(Err(Errno::PIPE))
     }
 }
 
-fn write(mut chunks: mpsc::Receiver<(Sink, Bytes)>) -> bool {
+fn write(mut chunks: mpsc::Receiver<(Sink, Bytes)>) -> Result<(), Errno> {
     let (stdout, stderr) = (io::stdout(), io::stderr());
     while let Some((sink, data)) = chunks.blocking_recv() {
         let fd = match sink {
             Sink::Stdout => stdout.as_fd(),
             Sink::Stderr => stderr.as_fd(),
         };
-        if let Err(error) = write_all(fd, &data) {
-            tracing::debug!(%error, "output");
-            return false;
-        }
+        write_all(fd, &data)?;
     }
-    true
+    Ok(())
 }
 
 fn write_all(fd: BorrowedFd<'_>, mut data: &[u8]) -> Result<(), Errno> {

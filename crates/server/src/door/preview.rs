@@ -11,6 +11,7 @@ mod access;
 pub(crate) mod headers;
 mod page;
 mod pool;
+mod upgrade;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -26,7 +27,6 @@ use dispense_api::error::{Code, Error, reason};
 use http::{HeaderMap, Request, StatusCode};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 
 use super::Parts;
 use super::listener::PeerAddress;
@@ -36,7 +36,6 @@ use crate::auth::keys::unauthenticated;
 use crate::auth::until::Until;
 use crate::preview::{Place, refuse_agent_port};
 use crate::relay::Route;
-use crate::relay::port::PortStream;
 use access::Entry;
 use headers::Forwarded;
 use pool::Pool;
@@ -135,7 +134,7 @@ impl PreviewDoor {
             let ended = until.ended();
             tokio::spawn(async move {
                 tokio::select! {
-                    () = join(theirs, ours) => {}
+                    () = upgrade::join(theirs, ours) => {}
                     why = ended => tracing::debug!(why, "an upgraded connection of a preview was ended"),
                 }
             });
@@ -180,24 +179,6 @@ impl http_body::Body for Uploaded {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
-}
-
-/// Joins two connections that speak another protocol now, until both directions have ended.
-async fn join(theirs: hyper::upgrade::OnUpgrade, ours: hyper::upgrade::OnUpgrade) {
-    let (Ok(theirs), Ok(ours)) = tokio::join!(theirs, ours) else { return };
-    let Ok(ours) = ours.downcast::<TokioIo<PortStream>>() else {
-        tracing::error!("an upgraded connection of a preview leads to no port");
-        return;
-    };
-    let mut port = ours.io.into_inner();
-    port.give_back(ours.read_buf);
-    let mut theirs = TokioIo::new(theirs);
-    if let Err(error) = tokio::io::copy_bidirectional(&mut theirs, &mut port).await {
-        tracing::debug!(%error, "an upgraded connection of a preview ended");
-    }
-    drop(theirs);
-    // What the caller sent last arrives, also when it hung up.
-    port.finish().await;
 }
 
 fn late(place: &Place) -> Error {

@@ -47,6 +47,12 @@ pub(super) struct Beating<S> {
     pulse: Pulse,
 }
 
+impl<S> Beating<S> {
+    pub(super) fn into_inner(self) -> S {
+        self.stream
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Beating<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,

@@ -69,9 +69,11 @@ mod tests {
 
     /// Reads a body that brings a byte every so often, so many times.
     async fn read(method: Method, parts: u32, every: Duration) -> Result<usize, String> {
-        let drip = futures_util::stream::unfold(0, move |count| async move {
-            tokio::time::sleep(every).await;
-            (count < parts).then(|| (Ok::<_, std::io::Error>(Bytes::from_static(b".")), count + 1))
+        let clock = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        let drip = futures_util::stream::unfold((0, clock), move |(count, mut clock)| async move {
+            clock.tick().await;
+            let part = Ok::<_, std::io::Error>(Bytes::from_static(b"."));
+            (count < parts).then_some((part, (count + 1, clock)))
         });
         let request = http::Request::builder().method(method).body(Body::from_stream(drip)).expect("a request");
         let read = in_time(request).into_body().collect().await;

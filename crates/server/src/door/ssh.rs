@@ -231,6 +231,7 @@ impl Connection {
         let caller = self.caller.as_ref().expect("channels are opened after the login");
         let (seen, sandbox) = (self.door.parts.sandboxes.seen_by(caller), self.entrance.sandbox());
         seen.get(sandbox).await?.spec.offers_services()?;
+        seen.wake(sandbox, START_TIMEOUT).await?;
         seen.route(sandbox, method, START_TIMEOUT).await
     }
 }

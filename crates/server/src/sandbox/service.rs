@@ -320,8 +320,8 @@ impl Sandboxes {
         Ok(found.filter(|sandbox| sandbox.life.observed != State::Deleted).map(|sandbox| sandbox.id))
     }
 
-    /// Starts one that was stopped without being asked to.
-    async fn wake(&self, sandbox: &Sandbox, timeout: Duration) -> Result<Sandbox, Error> {
+    /// Starts one that was stopped, and waits until it is on its way.
+    pub(super) async fn wake(&self, sandbox: &Sandbox, timeout: Duration) -> Result<Sandbox, Error> {
         // One that is still stopping starts when it has stopped.
         let started = self.start(sandbox.id.as_str()).await?;
         tracing::info!(sandbox = %sandbox.id, "sandbox is used and starts");

@@ -14,6 +14,7 @@ use dispense_api::v1::ProcessLog;
 use super::Sandbox;
 use super::create::NewSandbox;
 use super::environment::Change;
+use super::lifecycle::Desired;
 use super::service::Sandboxes;
 use super::spec::invalid;
 use super::usage::{Sample, Tier};
@@ -128,6 +129,15 @@ impl Visible<'_> {
     /// Wants it running.
     pub(crate) async fn start(&self, id_or_name: &str) -> Result<Sandbox, Error> {
         self.sandboxes.start(self.own("sandbox.start", id_or_name).await?.id.as_str()).await
+    }
+
+    /// Starts one that was stopped, by whomever, for a caller who comes to work in it.
+    pub(crate) async fn wake(&self, id_or_name: &str, timeout: Duration) -> Result<(), Error> {
+        if self.get(id_or_name).await?.life.desired != Desired::Stopped {
+            return Ok(());
+        }
+        let sandbox = self.own("sandbox.start", id_or_name).await?;
+        self.sandboxes.wake(&sandbox, timeout).await.map(drop)
     }
 
     /// Wants its processes ended and its files kept.

@@ -51,6 +51,7 @@ fn html(place: &Place, error: &Error, waits: bool) -> String {
     let title = match (error.reason.as_str(), error.code) {
         ("port_closed", _) => format!("Nothing listens on port {} yet", place.port),
         (_, Code::Unauthenticated | Code::PermissionDenied) => "This preview is private".to_owned(),
+        (_, Code::DeadlineExceeded) => format!("{} does not answer", escape(&place.sandbox)),
         _ if waits => format!("{} is not up", escape(&place.sandbox)),
         _ => "This preview does not work".to_owned(),
     };
