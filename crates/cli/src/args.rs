@@ -397,8 +397,9 @@ pub(crate) struct CpArgs {
 
 #[derive(Args)]
 pub(crate) struct JobsArgs {
-    /// Only of this sandbox
-    pub(crate) sandbox: Option<String>,
+    /// Id or name of a sandbox, for only its jobs, or the id of one job
+    #[arg(value_name = "SANDBOX|JOB")]
+    pub(crate) of: Option<String>,
     /// At most this many
     #[arg(long, default_value_t = 50)]
     pub(crate) limit: u32,

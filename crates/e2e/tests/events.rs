@@ -97,12 +97,18 @@ fn server_sent_events_go_on_after_the_last_id() {
     }
     running.kill();
     let last: u64 = first.parse().expect("a number");
-    let output = Command::new("curl")
-        .args(["--silent", "--max-time", "20", "--header", &key, &format!("{url}?after={}&noFollow=true", last - 1)])
-        .output()
-        .expect("curl is installed");
-    let text = String::from_utf8(output.stdout).expect("text");
+    let told_after = |seq: u64| {
+        let output = Command::new("curl")
+            .args(["--silent", "--max-time", "20", "--header", &key, &format!("{url}?after={seq}&noFollow=true")])
+            .output()
+            .expect("curl is installed");
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let text = told_after(last - 1);
     assert!(text.contains(&format!("id: {last}")) && !text.contains("sandbox.created"), "{text}");
+    // From a database that had more than this one.
+    let text = told_after(last + 1_000_000);
+    assert!(text.contains(&format!("id: {last}")) && text.contains("gap"), "{text}");
     up.stop();
     host.finish();
 }

@@ -79,6 +79,11 @@ impl Follower {
         let mut ready = VecDeque::new();
         let position = match from {
             From::Now => last,
+            // Told by a database that this one is an older copy of: what the caller knows may not have been.
+            From::After(after) if after > last => {
+                ready.push_back(gap(last + 1));
+                last
+            }
             From::After(after) => {
                 if after > 0 && after + 1 < first {
                     ready.push_back(gap(first));

@@ -1,5 +1,6 @@
 //! `dispense jobs`.
 
+use dispense_api::id::JobId;
 use dispense_client::{Error, v1};
 use serde::Serialize;
 
@@ -26,16 +27,17 @@ pub(super) struct JobJson {
     finished_at: Option<String>,
 }
 
-/// Lists jobs, newest first.
+/// Lists jobs, newest first, or shows one.
 pub(super) async fn jobs(global: &Global, args: JobsArgs) -> Result<u8, Error> {
     let connected = connect(global).await?;
-    let request = v1::ListJobsRequest {
-        sandbox: args.sandbox.unwrap_or_default(),
-        status: v1::JobStatus::Unspecified.into(),
-        page_size: args.limit,
-        page_token: String::new(),
+    let of = args.of.unwrap_or_default();
+    let jobs = if of.parse::<JobId>().is_ok() {
+        vec![connected.client.job(&of).await?]
+    } else {
+        let status = v1::JobStatus::Unspecified.into();
+        let request = v1::ListJobsRequest { sandbox: of, status, page_size: args.limit, page_token: String::new() };
+        connected.client.jobs(request).await?.jobs
     };
-    let jobs = connected.client.jobs(request).await?.jobs;
     match global.output {
         Output::Json => {
             show::json(&ListJson { jobs: jobs.into_iter().map(JobJson::from).collect() });
