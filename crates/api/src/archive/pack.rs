@@ -20,6 +20,11 @@ use super::{ArchiveError, Summary};
 const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
 /// A pipe that took a file's place must not hold the packer up.
 const READ: OFlags = OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+/// Of a file that says that it is empty and is not, which is held in memory.
+const UNSIZED_MAX_BYTES: u64 = 16 << 20;
+/// What stands for a device, a socket or a pipe: a global header of POSIX with a comment.
+const SKIPPED: &[u8] = b"22 comment=not packed\n";
+const SKIPPED_NAME: &str = "skipped";
 const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// Packs `root`, a file or a directory, with entries named from `name` on. `progress` is told after each entry.
@@ -103,19 +108,35 @@ impl<W: Write> Packer<W> {
                 let target = PathBuf::from(OsStr::from_bytes(target.as_bytes()));
                 let mut header = header(&stat, EntryType::Symlink, 0);
                 self.builder.append_link(&mut header, name, target).map_err(write)?;
+                self.summary.entries += 1;
             }
             FileType::Directory => {
                 let mut header = header(&stat, EntryType::Directory, 0);
                 self.builder.append_data(&mut header, name, io::empty()).map_err(write)?;
+                self.summary.entries += 1;
             }
             FileType::RegularFile => self.add_file(path, name)?,
             _ => {
-                self.summary.skipped += 1;
+                self.skip()?;
                 return Ok(Some(kind));
             }
         }
-        self.summary.entries += 1;
         Ok(Some(kind))
+    }
+
+    /// Says in the archive that something was left out, so that who unpacks it counts it too: as a comment, which every tar
+    /// program passes over.
+    fn skip(&mut self) -> Result<(), ArchiveError> {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::XGlobalHeader);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_size(SKIPPED.len() as u64);
+        self.builder.append_data(&mut header, SKIPPED_NAME, SKIPPED).map_err(write)?;
+        self.summary.skipped += 1;
+        Ok(())
     }
 
     fn add_file(&mut self, path: &Path, name: &Path) -> Result<(), ArchiveError> {
@@ -129,15 +150,37 @@ impl<W: Write> Packer<W> {
         if meta.nlink() > 1 {
             if let Some(first) = self.links.get(&(meta.dev(), meta.ino())) {
                 let mut header = header(&stat, EntryType::Link, 0);
-                return self.builder.append_link(&mut header, name, first).map_err(write);
+                self.builder.append_link(&mut header, name, first).map_err(write)?;
+                self.summary.entries += 1;
+                return Ok(());
             }
             self.links.insert((meta.dev(), meta.ino()), name.to_owned());
+        }
+        if meta.len() == 0 {
+            return self.add_unsized(file, &stat, path, name);
         }
         let mut header = header(&stat, EntryType::Regular, meta.len());
         let content = Exactly { inner: file, left: meta.len() };
         let appended = self.builder.append_data(&mut header, name, content);
         appended.map_err(|error| self.failed("read", path, error))?;
+        self.summary.entries += 1;
         self.summary.bytes += meta.len();
+        Ok(())
+    }
+
+    /// A file that says that it is empty: those of /proc are not, so it is read to know. What cannot be read to its end is
+    /// no content, as a device is none.
+    fn add_unsized(&mut self, file: File, stat: &Stat, path: &Path, name: &Path) -> Result<(), ArchiveError> {
+        let mut content = Vec::new();
+        match file.take(UNSIZED_MAX_BYTES + 1).read_to_end(&mut content) {
+            Ok(count) if count as u64 <= UNSIZED_MAX_BYTES => {}
+            Ok(_) | Err(_) => return self.skip(),
+        }
+        let mut header = header(stat, EntryType::Regular, content.len() as u64);
+        let appended = self.builder.append_data(&mut header, name, &content[..]);
+        appended.map_err(|error| self.failed("read", path, error))?;
+        self.summary.entries += 1;
+        self.summary.bytes += content.len() as u64;
         Ok(())
     }
 

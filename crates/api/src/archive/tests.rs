@@ -121,3 +121,41 @@ fn devices_are_skipped_and_garbage_is_refused() {
     assert_eq!((summary.entries, summary.skipped), (0, 1));
     unpack(&[b'x'; 2048][..], destination(&out), None, |_| {}).expect_err("no archive");
 }
+
+#[test]
+fn a_pipe_is_counted_at_both_ends_and_a_file_of_proc_has_its_content() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let (tree, out) = (folder.path().join("tree"), folder.path().join("out"));
+    fs::create_dir(&tree).expect("fresh");
+    std::os::unix::net::UnixListener::bind(tree.join("socket")).expect("fresh");
+    fs::write(tree.join("file"), "content").expect("writable");
+    let mut stream = Vec::new();
+    let packed = pack(&tree, Path::new("."), &mut stream, |_| {}).expect("readable");
+    let unpacked = unpack(&stream[..], destination(&out), None, |_| {}).expect("honest");
+    assert_eq!((packed.entries, packed.skipped), (2, 1));
+    assert_eq!(unpacked, packed);
+    assert_eq!(fs::read_dir(&out).expect("unpacked").count(), 1);
+    let mut stream = Vec::new();
+    pack(Path::new("/proc/version"), Path::new("version"), &mut stream, |_| {}).expect("readable");
+    unpack(&stream[..], destination(&out), None, |_| {}).expect("honest");
+    assert_eq!(fs::read(out.join("version")).expect("unpacked"), fs::read("/proc/version").expect("readable"));
+}
+
+#[test]
+fn a_file_that_is_cut_leaves_nothing_and_what_was_there_stays() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let out = folder.path().join("out");
+    let destination = destination(&out);
+    fs::write(out.join("name"), "before").expect("writable");
+    let archive = raw(EntryType::Regular, b"name", b"", &[b'x'; 5000]);
+    unpack(&archive[..3000], &destination, None, |_| {}).expect_err("it is cut");
+    assert_eq!(fs::metadata(out.join("name")).expect("there").len(), 6);
+    assert_eq!(fs::read_dir(&out).expect("ours").count(), 1, "nothing half is left");
+    unpack(&archive[..], &destination, None, |_| {}).expect("whole");
+    assert_eq!(fs::metadata(out.join("name")).expect("there").len(), 5000);
+    assert_eq!(fs::read_dir(&out).expect("ours").count(), 1);
+    fs::create_dir(out.join("folder")).expect("fresh");
+    let archive = raw(EntryType::Regular, b"folder", b"", b"x");
+    unpack(&archive[..], &destination, None, |_| {}).expect_err("a directory is not replaced");
+    assert_eq!(fs::read_dir(&out).expect("ours").count(), 2);
+}

@@ -128,15 +128,12 @@ impl Target<'_> {
                 Ok(Some(0))
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                clear(&parent, name).map_err(failed("replace"))?;
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd =
-                    rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600)).map_err(failed("make"))?;
-                let mut file = std::fs::File::from(fd);
-                let written = copy(entry, &mut file, path)?;
-                self.give(file.as_fd(), path)?;
-                rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).map_err(failed("set the mode of"))?;
-                rustix::fs::futimens(&file, &times(mtime)).map_err(failed("set the time of"))?;
+                let mut fresh = Fresh::make(&parent).map_err(failed("make"))?;
+                let written = copy(entry, &mut fresh.file, path)?;
+                self.give(fresh.file.as_fd(), path)?;
+                rustix::fs::fchmod(&fresh.file, Mode::from_raw_mode(mode)).map_err(failed("set the mode of"))?;
+                rustix::fs::futimens(&fresh.file, &times(mtime)).map_err(failed("set the time of"))?;
+                fresh.take_place(name).map_err(failed("replace"))?;
                 Ok(Some(written))
             }
             EntryType::Symlink => {
@@ -229,6 +226,42 @@ impl Target<'_> {
     }
 }
 
+/// A file that gets its name when it is whole; removed when it is not. What was there until then stays.
+struct Fresh<'a> {
+    parent: &'a OwnedFd,
+    name: Option<String>,
+    file: std::fs::File,
+}
+
+impl<'a> Fresh<'a> {
+    fn make(parent: &'a OwnedFd) -> Result<Self, Errno> {
+        let mut random = [0; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        // Of its own length, since a long name has no room for more.
+        let name = format!(".dispense.{:032x}", u128::from_ne_bytes(random));
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(parent, &name, flags, Mode::from_raw_mode(0o600))?;
+        Ok(Self { parent, name: Some(name), file: fd.into() })
+    }
+
+    /// Replaces a file or link of that name; a directory stays, and this fails.
+    fn take_place(mut self, name: &OsStr) -> Result<(), Errno> {
+        if let Some(fresh) = &self.name {
+            rustix::fs::renameat(self.parent, fresh, self.parent, name)?;
+            self.name = None;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Fresh<'_> {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            let _ = rustix::fs::unlinkat(self.parent, name, AtFlags::empty());
+        }
+    }
+}
+
 fn link_name(entry: &Entry<'_, impl Read>, path: &Path) -> Result<PathBuf, ArchiveError> {
     let name = entry.link_name().map_err(|error| ArchiveError::Stream("read", error))?;
     let name =
@@ -271,7 +304,10 @@ fn copy(entry: &mut Entry<'_, impl Read>, file: &mut std::fs::File, path: &Path)
     loop {
         let count = entry.read(&mut buffer).map_err(|error| ArchiveError::Stream("read", error))?;
         if count == 0 {
-            return Ok(written);
+            // The library takes the end of the stream for the end of the file.
+            let is_cut = written < entry.size();
+            let cut = || ArchiveError::Stream("read", io::ErrorKind::UnexpectedEof.into());
+            return if is_cut { Err(cut()) } else { Ok(written) };
         }
         let failed = |source| ArchiveError::Path { action: "write", path: path.to_owned(), source };
         file.write_all(&buffer[..count]).map_err(failed)?;
