@@ -165,7 +165,7 @@ impl std::fmt::Display for Misfit {
             Self::Closed => write!(f, "takes nothing new (cordoned or draining)"),
             Self::Template => write!(f, "does not have the template"),
             Self::Content(roots) if roots.is_empty() => {
-                write!(f, "shares no directories: start it with `--source-root DIR`")
+                write!(f, "shares nothing")
             }
             Self::Content(roots) => write!(f, "shares only {}", roots.join(", ")),
             Self::Network(network) => write!(f, "cannot make network `{network}`"),

@@ -147,10 +147,7 @@ impl Sandboxes {
         }
         let named = self.fleet.misfits(spec);
         let list: Vec<String> = named.iter().map(|(_, name, misfit)| format!("{name} {misfit}")).collect();
-        let message = format!(
-            "no runner fits: {}; ask for less, or join a larger runner (`dispense runner --join`)",
-            list.join("; ")
-        );
+        let message = format!("no runner fits: {}; {}", list.join("; "), next_step(spec, misfits));
         let unenforced = named.iter().any(|(_, _, misfit)| matches!(misfit, Misfit::Unenforced(..)));
         let why = if unenforced { reason::LIMITS_UNENFORCED } else { reason::NO_RUNNER_FITS };
         let mut error = Error::new(Code::FailedPrecondition, why, message);
@@ -159,6 +156,23 @@ impl Sandboxes {
         }
         Err(error)
     }
+}
+
+/// What helps who asked for what no runner has.
+fn next_step(spec: &Spec, misfits: &[(RunnerId, Misfit)]) -> String {
+    if misfits.iter().any(|(_, misfit)| matches!(misfit, Misfit::Content(_)))
+        && let Some(content) = &spec.content
+    {
+        // What is shared is a directory, or the beginning of a URL, without what stands behind `#`.
+        let place = content.directory.split('#').next().unwrap_or_default();
+        let is_archive = [".tar", ".tar.gz", ".tgz"].iter().any(|end| place.ends_with(end));
+        let place = match std::path::Path::new(place).parent() {
+            Some(folder) if is_archive && place.starts_with('/') => folder.to_string_lossy(),
+            _ => place.into(),
+        };
+        return format!("the operator of a runner shares more with `--source-root`, e.g. `--source-root {place}`");
+    }
+    "ask for less, or join a larger runner (`dispense runner --join`)".to_owned()
 }
 
 pub(super) fn row(new: &NewSandbox, name: String, runner: Option<RunnerId>, now: i64) -> Sandbox {
