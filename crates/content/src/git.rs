@@ -25,12 +25,12 @@ pub(super) async fn fetch(
     chunks: mpsc::Sender<Bytes>,
     mut progress: impl FnMut(Moved) + Send,
 ) -> Result<Moved, ContentError> {
-    let failed = |error| ContentError::storage("make a directory for a clone", error);
+    let failed = |error| ContentError::storage("make a directory for a clone", &error);
     let folder = tempfile::Builder::new().prefix("clone-").tempdir_in(scratch.folder).map_err(failed)?;
     let tree = folder.path().join("tree");
     let command = clone(url, branch, folder.path(), &tree);
     let ended = confined::run(command, folder.path(), scratch.bytes_max, SAID_MAX_BYTES).await;
-    match ended.map_err(|error| ContentError::storage("run git, which a repository needs", error))? {
+    match ended.map_err(|error| ContentError::storage("run git, which a repository needs", &error))? {
         Ended::Itself(status, _) if status.success() => {}
         Ended::Itself(_, message) => {
             return Err(ContentError::Storage { action: format!("clone {url}"), message });
@@ -43,10 +43,10 @@ pub(super) async fn fetch(
         drop(folder);
         packed
     });
-    let packed = pack.await.map_err(|error| ContentError::storage("pack a clone", error))?;
+    let packed = pack.await.map_err(|error| ContentError::storage("pack a clone", &error))?;
     let summary = packed.map_err(|error| match error {
         archive::ArchiveError::Stream(..) => ContentError::Gone,
-        error => ContentError::storage("pack a clone", error),
+        error => ContentError::storage("pack a clone", &error),
     })?;
     let moved = Moved { entries: summary.entries, bytes: summary.bytes };
     progress(moved);

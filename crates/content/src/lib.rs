@@ -31,6 +31,19 @@ pub struct Moved {
     pub bytes: u64,
 }
 
+/// What became of a tree that was saved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Saved {
+    /// What stands in the storage now.
+    pub moved: Moved,
+    /// Devices, sockets and pipes, which no object can be.
+    pub skipped: u64,
+    /// Files whose name, or where they link to, is too long for the storage.
+    pub lost: u64,
+    /// One of them.
+    pub lost_example: Option<String>,
+}
+
 /// Where what cannot be streamed stands meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub struct Scratch<'a> {
@@ -54,6 +67,9 @@ pub enum ContentError {
     /// Nothing stands there.
     #[error("{0} has no objects")]
     Empty(String),
+    /// One object, where a tree is wanted.
+    #[error("{0} is one object: name the prefix that it is below, with which each object is a file")]
+    Object(String),
     /// The bytes are not those that were wanted.
     #[error("{what} has the SHA-256 {found}, {wanted} is asked for")]
     Checksum {
@@ -93,12 +109,12 @@ pub enum ContentError {
     #[error("failed to read the tree: {0}")]
     Archive(#[source] io::Error),
     /// It cannot be saved to.
-    #[error("{0} cannot be saved to: use s3://BUCKET/PREFIX")]
+    #[error("{0} cannot be saved to: save writes only to object storage, s3://BUCKET/PREFIX")]
     ReadOnly(String),
 }
 
 impl ContentError {
-    fn storage(action: impl Into<String>, error: impl std::error::Error) -> Self {
+    fn storage(action: impl Into<String>, error: &dyn std::error::Error) -> Self {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(inner) = source {
@@ -108,7 +124,30 @@ impl ContentError {
             }
             source = inner.source();
         }
-        Self::Storage { action: action.into(), message }
+        Self::Storage { action: action.into(), message: said(message) }
+    }
+
+    fn damaged(what: String, algorithm: String, found: String, wanted: String) -> Self {
+        Self::Damaged { what, algorithm, found, wanted }
+    }
+}
+
+/// What a storage says in XML, as a sentence.
+fn said(message: String) -> String {
+    let element = |name: &str| {
+        let (_, rest) = message.split_once(&format!("<{name}>"))?;
+        rest.split_once(&format!("</{name}>")).map(|(text, _)| text)
+    };
+    match (element("Code"), element("BucketName"), element("Message")) {
+        (Some("NoSuchBucket"), Some(bucket), _) => {
+            format!("the bucket `{bucket}` does not exist: check its name, or make it, or point AWS_ENDPOINT elsewhere")
+        }
+        (Some("NoSuchBucket"), ..) => {
+            "the bucket does not exist: check its name, or make it, or point AWS_ENDPOINT elsewhere".to_owned()
+        }
+        (Some(code), _, Some(text)) => format!("the storage answered {code}: {text}"),
+        (Some(code), ..) => format!("the storage answered {code}"),
+        (None, ..) => message,
     }
 }
 
@@ -128,13 +167,19 @@ pub async fn fetch(
     }
 }
 
+/// Streams the tree of an archive that is open here, packed with gzip or not.
+pub async fn read_archive(archive: std::fs::File, chunks: mpsc::Sender<Bytes>) -> Result<(), ContentError> {
+    let read = tokio::task::spawn_blocking(move || web::unpack(archive, &chunks));
+    read.await.unwrap_or_else(|error| Err(ContentError::Archive(io::Error::other(error))))
+}
+
 /// Saves a tree that comes as tar; what is cut is an error of `chunks`. Objects that were there before and are not in
 /// the tree stay.
 pub async fn save(
     location: &Location,
     chunks: mpsc::Receiver<io::Result<Bytes>>,
     progress: impl FnMut(Moved) + Send + 'static,
-) -> Result<Moved, ContentError> {
+) -> Result<Saved, ContentError> {
     match location {
         Location::S3 { bucket, prefix } => s3::save(bucket, prefix, chunks, progress).await,
         Location::Archive { url, .. } | Location::Git { url, .. } => Err(ContentError::ReadOnly(url.clone())),
@@ -145,4 +190,23 @@ pub async fn save(
 fn choose_crypto() {
     // Somebody else may have chosen the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_storage_says_in_xml_is_told_as_a_sentence() {
+        let xml = |code: &str, more: &str| {
+            format!(
+                "404: <?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Message>None here.</Message>{more}</Error>"
+            )
+        };
+        let bucket = said(xml("NoSuchBucket", "<BucketName>code</BucketName>"));
+        assert!(bucket.starts_with("the bucket `code` does not exist"), "{bucket}");
+        assert!(said(xml("NoSuchBucket", "")).starts_with("the bucket does not exist"));
+        assert_eq!(said(xml("AccessDenied", "")), "the storage answered AccessDenied: None here.");
+        assert_eq!(said("no route".to_owned()), "no route");
+    }
 }

@@ -1,41 +1,29 @@
 //! Object storage. A file is an object; what an object has no place for (a mode, where a link leads) stands in its
-//! metadata, and is nobody's who wrote it otherwise. What comes is checked as a whole, also over ranges ([`sum`]).
+//! metadata ([`kept`]), and is nobody's who wrote it otherwise. What comes is checked as a whole, also over ranges
+//! ([`sum`]).
 
+mod kept;
+mod name;
+mod save;
 mod sum;
 
-use std::borrow::Cow;
-use std::io::{self, Read, Seek, Write};
-use std::sync::Arc;
+use std::io;
 
-use bytes::{Bytes, BytesMut};
-use dispense_api::archive::ChunkReader;
+use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::aws::{AmazonS3, AmazonS3Builder};
-use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use object_store::{Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore};
-use sha2::{Digest, Sha256};
-use tar::{Archive, Builder, EntryType, Header};
-use tempfile::SpooledTempFile;
-use tokio::io::AsyncWriteExt;
-use tokio::runtime::Handle;
+use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::sync::mpsc;
 
+use self::kept::{Kept, Kind, metadata};
 use self::sum::{Mismatch, Sum};
-use super::{ATTEMPTS_MAX, CHUNK_BYTES, ContentError, Moved, RETRY_DELAY, choose_crypto};
+use super::{ATTEMPTS_MAX, ContentError, Moved, RETRY_DELAY, Saved, choose_crypto};
 
 /// Of a tar stream.
 const BLOCK_BYTES: u64 = 512;
-/// Octal, as `chmod` takes it.
-const MODE: &str = "dispense-mode";
-/// The target of a symbolic link, whose object is empty.
-const LINK: &str = "dispense-link";
-const FILE_MODE: u32 = 0o644;
-const LINK_MODE: u32 = 0o777;
 /// Objects of one tree.
 const OBJECTS_MAX: u64 = 1_000_000;
-/// A file up to this size is one request; a larger one goes up in parts.
-const PART_BYTES: usize = 8 << 20;
 /// An object whose bytes are not those that are recorded of it is read so often: the way may be bad, or the object.
 const DOWNLOADS_MAX: u32 = 3;
 
@@ -44,7 +32,7 @@ fn open(bucket: &str) -> Result<AmazonS3, ContentError> {
     // Of a server that is not Amazon's the region means nothing, but must be there.
     let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
     let builder = builder.with_client_options(sum::asking()).with_http_connector(sum::Connector);
-    builder.build().map_err(|error| ContentError::storage(format!("use s3://{bucket}"), error))
+    builder.build().map_err(|error| ContentError::storage(format!("use s3://{bucket}"), &error))
 }
 
 pub(super) async fn fetch(
@@ -55,10 +43,11 @@ pub(super) async fn fetch(
 ) -> Result<Moved, ContentError> {
     let store = open(bucket)?;
     let place = format!("s3://{bucket}/{prefix}");
-    let root = Path::from(prefix);
+    // As it stands: a `%` or a `~` in it is a `%` or a `~` of the keys.
+    let root = Path::parse(prefix).map_err(|error| ContentError::storage(format!("read {place}"), &error))?;
     let mut objects = store.list((!prefix.is_empty()).then_some(&root));
     let mut moved = Moved::default();
-    let listing = |error| ContentError::storage(format!("list {place}"), error);
+    let listing = |error| ContentError::storage(format!("list {place}"), &error);
     while let Some(object) = objects.try_next().await.map_err(listing)? {
         let Some(name) = below(&object.location, prefix) else { continue };
         if moved.entries == OBJECTS_MAX {
@@ -70,14 +59,15 @@ pub(super) async fn fetch(
         progress(moved);
     }
     if moved.entries == 0 {
-        return Err(ContentError::Empty(place));
+        let is_object = !prefix.is_empty() && store.head(&root).await.is_ok();
+        return Err(if is_object { ContentError::Object(place) } else { ContentError::Empty(place) });
     }
     // The end of an archive: two blocks of zeros.
     give(&chunks, Bytes::from_static(&[0; 2 * BLOCK_BYTES as usize])).await?;
     Ok(moved)
 }
 
-/// The name of an object in the tree; nothing for what stands for a directory.
+/// The key of an object below the prefix; nothing for what stands for a directory.
 fn below(location: &Path, prefix: &str) -> Option<String> {
     let whole = location.as_ref();
     let name = if prefix.is_empty() { whole } else { whole.strip_prefix(prefix)?.strip_prefix('/')? };
@@ -121,7 +111,7 @@ struct Download<'a> {
 impl Download<'_> {
     async fn run(&mut self, store: &AmazonS3) -> Result<(), ContentError> {
         let object = self.object;
-        let failed = |error| ContentError::storage(format!("read {}", object.location), error);
+        let failed = |error| ContentError::storage(format!("read {}", object.location), &error);
         let (mut attempt, mut begun) = (1, false);
         while !begun || self.sent < object.size {
             let range = (self.sent > 0).then_some(GetRange::Offset(self.sent));
@@ -133,12 +123,18 @@ impl Download<'_> {
                     pause(&mut attempt).await;
                     continue;
                 }
+                // A key that ends in a slash, which lists are read without: how others write a directory.
+                Err(object_store::Error::NotFound { .. }) if object.size == 0 && !begun => {
+                    let kept = Kept { kind: Kind::Directory, mode: None, modified: None, is_escaped: false };
+                    return self.begin(&kept).await;
+                }
                 Err(error) => return Err(failed(error)),
             };
             if !begun {
-                give(self.chunks, head(self.name, object.size, &result.attributes)?).await?;
+                let kept = Kept::read(&result.attributes);
+                self.begin(&kept).await?;
                 begun = true;
-                if link(&result.attributes).is_some() {
+                if kept.kind != Kind::File {
                     return Ok(());
                 }
             }
@@ -160,6 +156,12 @@ impl Download<'_> {
             }
         }
         self.finish().await
+    }
+
+    async fn begin(&mut self, kept: &Kept) -> Result<(), ContentError> {
+        let written = u64::try_from(self.object.last_modified.timestamp()).unwrap_or(0);
+        let head = kept.head(&kept.name(self.name), self.object.size, written).map_err(ContentError::Archive)?;
+        give(self.chunks, head).await
     }
 
     /// Until the answer ends, or is cut: then the reason.
@@ -188,10 +190,8 @@ impl Download<'_> {
         let padding = (BLOCK_BYTES - self.object.size % BLOCK_BYTES) % BLOCK_BYTES;
         give(self.chunks, Bytes::from(vec![0; usize::try_from(padding).unwrap_or(0)])).await?;
         let checked = self.sum.take().map_or(Ok(()), Sum::finish);
-        checked.map_err(|Mismatch { algorithm, found, wanted }| {
-            let what = self.object.location.to_string();
-            ContentError::Damaged { what, algorithm, found, wanted }
-        })
+        let what = self.object.location.to_string();
+        checked.map_err(|Mismatch { algorithm, found, wanted }| ContentError::damaged(what, algorithm, found, wanted))
     }
 }
 
@@ -205,126 +205,11 @@ async fn pause(attempt: &mut u32) {
     *attempt += 1;
 }
 
-fn metadata<'a>(attributes: &'a Attributes, name: &'static str) -> Option<&'a str> {
-    attributes.get(&Attribute::Metadata(Cow::Borrowed(name))).map(AsRef::as_ref)
-}
-
-fn link(attributes: &Attributes) -> Option<&str> {
-    metadata(attributes, LINK)
-}
-
-/// The blocks of an archive before a file's bytes.
-fn head(name: &str, size: u64, attributes: &Attributes) -> Result<Bytes, ContentError> {
-    let mode = metadata(attributes, MODE).and_then(|text| u32::from_str_radix(text, 8).ok());
-    let mut header = Header::new_gnu();
-    let mut builder = Builder::new(Vec::new());
-    if let Some(target) = link(attributes) {
-        header.set_entry_type(EntryType::Symlink);
-        header.set_mode(LINK_MODE);
-        header.set_size(0);
-        builder.append_link(&mut header, name, target).map_err(ContentError::Archive)?;
-    } else {
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(mode.unwrap_or(FILE_MODE) & 0o777);
-        header.set_size(size);
-        // The bytes follow by themselves.
-        builder.append_data(&mut header, name, std::io::empty()).map_err(ContentError::Archive)?;
-    }
-    Ok(Bytes::from(std::mem::take(builder.get_mut())))
-}
-
 pub(super) async fn save(
     bucket: &str,
     prefix: &str,
-    mut chunks: mpsc::Receiver<io::Result<Bytes>>,
+    chunks: mpsc::Receiver<io::Result<Bytes>>,
     progress: impl FnMut(Moved) + Send + 'static,
-) -> Result<Moved, ContentError> {
-    let saving = Saving { store: Arc::new(open(bucket)?), prefix: prefix.to_owned(), runtime: Handle::current() };
-    let reader = ChunkReader::new(move || chunks.blocking_recv().transpose());
-    let saved = tokio::task::spawn_blocking(move || saving.all(reader, progress)).await;
-    saved.unwrap_or_else(|error| Err(ContentError::Archive(std::io::Error::other(error))))
-}
-
-/// Reads an archive on a thread that may wait.
-struct Saving {
-    store: Arc<AmazonS3>,
-    prefix: String,
-    runtime: Handle,
-}
-
-impl Saving {
-    fn all(&self, reader: impl Read, mut progress: impl FnMut(Moved)) -> Result<Moved, ContentError> {
-        let mut archive = Archive::new(reader);
-        let mut moved = Moved::default();
-        for entry in archive.entries().map_err(ContentError::Archive)? {
-            let mut entry = entry.map_err(ContentError::Archive)?;
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let mode = entry.header().mode().map_err(ContentError::Archive)? & 0o777;
-            let kind = entry.header().entry_type();
-            let target = entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());
-            let mut attributes = Attributes::new();
-            match (kind, target) {
-                (EntryType::Regular, _) => {
-                    attributes.insert(Attribute::Metadata(MODE.into()), format!("{mode:o}").into());
-                }
-                (EntryType::Symlink, Some(target)) => {
-                    attributes.insert(Attribute::Metadata(LINK.into()), target.into());
-                }
-                // Directories are made by what is in them; nothing else is content.
-                _ => continue,
-            }
-            let bytes = self.put(&name, attributes, &mut entry)?;
-            moved = Moved { entries: moved.entries + 1, bytes: moved.bytes + bytes };
-            progress(moved);
-        }
-        Ok(moved)
-    }
-
-    fn put(&self, name: &str, mut attributes: Attributes, reader: &mut impl Read) -> Result<u64, ContentError> {
-        let name = name.trim_start_matches("./");
-        let key = if self.prefix.is_empty() { name.to_owned() } else { format!("{}/{name}", self.prefix) };
-        let failed = |error: &dyn std::fmt::Display| ContentError::Storage {
-            action: format!("save {key}"),
-            message: error.to_string(),
-        };
-        let path = Path::parse(&key).map_err(|error| failed(&error))?;
-        // The storage takes metadata before it takes bytes, so the sum of all must be known before the first goes up.
-        let mut whole = SpooledTempFile::new(PART_BYTES);
-        let sum = spool(reader, &mut whole, &failed)?;
-        attributes.insert(Attribute::Metadata(sum::SHA256.into()), sum.into());
-        let store: Arc<dyn ObjectStore> = self.store.clone();
-        let mut writer = BufWriter::with_capacity(store, path, PART_BYTES).with_attributes(attributes);
-        let mut total = 0;
-        loop {
-            let mut buffer = BytesMut::zeroed(CHUNK_BYTES);
-            let count = whole.read(&mut buffer).map_err(|error| failed(&error))?;
-            if count == 0 {
-                break;
-            }
-            buffer.truncate(count);
-            total += count as u64;
-            self.runtime.block_on(writer.put(buffer.freeze())).map_err(|error| failed(&error))?;
-        }
-        self.runtime.block_on(writer.shutdown()).map_err(|error| failed(&error))?;
-        Ok(total)
-    }
-}
-
-/// Keeps what is read, in memory or else in a file without a name, and rewinds it. Returns its checksum.
-fn spool(
-    reader: &mut impl Read,
-    whole: &mut SpooledTempFile,
-    failed: &dyn Fn(&dyn std::fmt::Display) -> ContentError,
-) -> Result<String, ContentError> {
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; CHUNK_BYTES]);
-    loop {
-        let count = reader.read(&mut buffer).map_err(ContentError::Archive)?;
-        if count == 0 {
-            break;
-        }
-        hash.update(&buffer[..count]);
-        whole.write_all(&buffer[..count]).map_err(|error| failed(&format!("its copy on disk: {error}")))?;
-    }
-    whole.rewind().map_err(|error| failed(&error))?;
-    Ok(sum::hex(hash))
+) -> Result<Saved, ContentError> {
+    save::save(open(bucket)?, prefix, chunks, progress).await
 }

@@ -29,8 +29,9 @@ pub(super) async fn fetch(
     chunks: mpsc::Sender<Bytes>,
     progress: impl FnMut(Moved) + Send,
 ) -> Result<Moved, ContentError> {
-    let (packed, received) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let unpack = tokio::task::spawn_blocking(move || unpack(received, &chunks));
+    let (packed, mut received) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let reader = ChunkReader::new(move || Ok(received.blocking_recv()));
+    let unpack = tokio::task::spawn_blocking(move || unpack(reader, &chunks));
     let downloaded = download(url, packed, progress).await;
     let unpacked = unpack.await.unwrap_or_else(|error| Err(ContentError::Archive(std::io::Error::other(error))));
     let (moved, found) = match (downloaded, unpacked) {
@@ -56,7 +57,7 @@ async fn download(
     choose_crypto();
     let redirects = reqwest::redirect::Policy::limited(REDIRECTS_MAX);
     let client = Client::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).redirect(redirects);
-    let failed = |error: reqwest::Error| ContentError::storage(format!("read {url}"), error.without_url());
+    let failed = |error: reqwest::Error| ContentError::storage(format!("read {url}"), &error.without_url());
     let client = client.build().map_err(failed)?;
     let (mut moved, mut hash, mut version, mut attempt) = (Moved::default(), Sha256::new(), None, 1);
     loop {
@@ -125,8 +126,8 @@ async fn pass_on(
     }
 }
 
-fn unpack(mut packed: mpsc::Receiver<Bytes>, chunks: &mpsc::Sender<Bytes>) -> Result<(), ContentError> {
-    let mut reader = ChunkReader::new(|| Ok(packed.blocking_recv()));
+/// Passes an archive on, unpacked from gzip where it is packed.
+pub(super) fn unpack(mut reader: impl Read, chunks: &mpsc::Sender<Bytes>) -> Result<(), ContentError> {
     let mut magic = [0; GZIP_MAGIC.len()];
     let mut there = 0;
     while there < magic.len() {

@@ -33,6 +33,8 @@ for key, body in [
     ("application/other", b"no\n"),
     ("others/once", bytes(range(256)) * 1_000),
     ("broken/always", b"what others wrote\n"),
+    ("foreign/a%0Ab", b"no line\n"),
+    ("foreign/folder/", b""),
 ]:
     client.put_object(Bucket="code", Key=key, Body=body, ChecksumAlgorithm="CRC32")
 

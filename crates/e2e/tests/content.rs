@@ -126,6 +126,93 @@ fn a_workspace_comes_from_object_storage_and_is_saved_to_it() {
     }
 }
 
+/// A tree with names, links and kinds of files that a storage has no place for.
+const MAKE_ODD: &str = r#"
+    echo one > first; ln first hard; mkdir -p deep/empty private only; chmod 700 private deep/empty
+    echo key > private/key; ln first private/hard
+    for name in $'a\377' $'a\376' a%FF $'new\nline' 'end ' %20 $'d\351j\340/x' 'back\slash' "q'uo\"te" \~x 'a+b&c=d?e#f'; do
+        mkdir -p "$(dirname "$name")"; echo "in $name" > "$name"
+    done
+    ln -s 'déjà vu' accent; ln -s plain/target plain; ln -s $'not \377%41' odd; touch -d @1000000000 first
+    mkfifo pipe only/pipe
+"#;
+/// Kind, mode, time and content of everything below the working directory, in ASCII.
+const DESCRIBE: &str = r#"
+    find . -mindepth 1 -print0 | LC_ALL=C sort -z | while IFS= read -r -d '' file; do
+        if [ -L "$file" ]; then echo "$file -> $(readlink "$file")"
+        elif [ -d "$file" ]; then echo "$file/ $(stat -c %a "$file")"
+        else echo "$file $(stat -c %a:%Y "$file") $(cat "$file")"; fi
+    done | od -An -v -c
+"#;
+
+#[test]
+fn nothing_of_a_tree_is_lost_between_save_and_content() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let storage = Storage::start(&clients);
+    let host = Host::new(mode);
+    let up = host.up_with_all(&["--source-root", "s3://code"], &storage.variables());
+    host.ok(&["create", "--name", "box"]);
+    host.ok(&["exec", "box", "--", "bash", "-c", MAKE_ODD]);
+    let saved = dispense(&host, &storage, &["save", "box", "s3://code/odd~names"]);
+    let told = String::from_utf8_lossy(&saved.stderr).into_owned();
+    assert!(saved.status.success() && told.contains("2 devices, sockets or pipes were not"), "{told}");
+    host.ok(&["exec", "box", "--", "rm", "pipe", "only/pipe"]);
+    let wanted = host.ok(&["exec", "box", "--", "bash", "-c", DESCRIBE]);
+    ok(&host, &storage, &["create", "--name", "again", "--content", "s3://code/odd~names"]);
+    assert_eq!(host.ok(&["exec", "again", "--", "bash", "-c", DESCRIBE]), wanted);
+    let stat = host.ok(&["exec", "again", "--", "stat", "-c", "%Y %a", "hard", "deep/empty"]);
+    assert_eq!(stat.lines().map(|line| line.split(' ').collect::<Vec<_>>()[1]).collect::<Vec<_>>(), ["644", "700"]);
+    assert!(stat.starts_with("1000000000 "), "{stat}");
+    // One file; and a directory that a link leads to.
+    ok(&host, &storage, &["save", "box", "s3://code/one", "--path", "/workspace/first"]);
+    ok(&host, &storage, &["create", "--name", "one", "--content", "s3://code/one"]);
+    assert_eq!(host.ok(&["exec", "one", "--", "cat", "first"]), "one\n");
+    host.ok(&["exec", "box", "--", "ln", "-s", "private", "way"]);
+    ok(&host, &storage, &["save", "box", "s3://code/way", "--path", "/workspace/way"]);
+    ok(&host, &storage, &["create", "--name", "way", "--content", "s3://code/way"]);
+    assert_eq!(host.ok(&["exec", "way", "--", "cat", "key", "hard"]), "key\none\n");
+    // Of others: names that look escaped, a directory as consoles make it, the time at which an object was written.
+    ok(&host, &storage, &["create", "--name", "foreign", "--content", "s3://code/foreign"]);
+    let list = "ls -F; test $(stat -c %Y a%0Ab) -gt 1700000000 && echo dated";
+    assert_eq!(host.ok(&["exec", "foreign", "--", "sh", "-c", list]), "a%0Ab\nfolder/\ndated\n");
+    // A name that no key has room for is an error, and the rest is saved.
+    let long = "d=$(printf 'n%.0s' $(seq 250)); mkdir -p $d/$d/$d/$d; echo x > $d/$d/$d/$d/a-file-with-a-longer-name";
+    host.ok(&["exec", "box", "--", "sh", "-c", long]);
+    refused(&host, &storage, &["save", "box", "s3://code/long"], "were not saved, such as `nnn");
+    ok(&host, &storage, &["create", "--name", "long", "--content", "s3://code/long"]);
+    assert_eq!(host.ok(&["exec", "long", "--", "cat", "first"]), "one\n");
+    refused(&host, &storage, &["create", "--content", "s3://code/one/first"], "is one object");
+    refused(&host, &storage, &["save", "box", "file:///tmp/x"], "save writes only to object storage");
+    refused(&host, &storage, &["save", "box", "s3://nobody/x"], "the bucket `nobody` does not exist");
+    refused(&host, &storage, &["create", "--content", "file:///etc"], "e.g. `--source-root /etc`");
+    up.stop();
+    host.finish();
+}
+
+#[test]
+fn a_workspace_comes_from_an_archive_of_the_runners_machine() {
+    let Some(clients) = Clients::available() else { return };
+    let storage = Storage::start(&clients);
+    for mode in Mode::available() {
+        let host = Host::new(mode);
+        storage.archive("here.tar.gz");
+        let shared = host.work_dir().join("shared");
+        fs::create_dir(&shared).expect("fresh");
+        fs::copy(storage.folder.path().join("here.tar.gz"), shared.join("here.tar.gz")).expect("writable");
+        fs::write(shared.join("text"), "no archive").expect("writable");
+        host.own_tree(&shared);
+        let up = host.up_with(&["--source-root", &shared.display().to_string()]);
+        let url = |name: &str| format!("file://{}/{name}", shared.display());
+        ok(&host, &storage, &["create", "--name", "box", "--content", &url("here.tar.gz")]);
+        assert_eq!(host.ok(&["exec", "box", "--", "cat", "src/main"]), "main\n");
+        refused(&host, &storage, &["create", "--content", &url("text")], "is neither a directory nor an archive");
+        refused(&host, &storage, &["create", "--content", "file:///etc/a.tar"], "e.g. `--source-root /etc`");
+        up.stop();
+        host.finish();
+    }
+}
+
 #[test]
 fn objects_that_were_changed_on_their_way_are_read_again_and_then_refused() {
     let Some(clients) = Clients::available() else { return };

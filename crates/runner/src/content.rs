@@ -31,6 +31,8 @@ use tokio::sync::mpsc;
 
 use crate::agent::{self, AgentError};
 
+/// How the names of archives end, packed with gzip or not.
+const ARCHIVE_ENDS: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
 /// Below the state directory.
 const FOLDER: &str = "content";
 const SCRATCH: &str = "scratch";
@@ -200,6 +202,9 @@ impl Contents {
     }
 
     async fn send(&self, backend: &dyn Backend, sandbox: &SandboxId, content: &Source) -> Result<(), BackendError> {
+        if let Some(archive) = self.open_archive(&content.directory)? {
+            return self.send_archive(backend, sandbox, &content.directory, archive).await;
+        }
         let directory = self.open_shared(&content.directory)?;
         let scratch = self.folder.join(SCRATCH);
         let (branch, reset) = (content.branch.clone(), content.reset);
@@ -225,19 +230,62 @@ impl Contents {
         }
     }
 
+    /// An archive of this machine, as it would come over HTTP.
+    async fn send_archive(
+        &self,
+        backend: &dyn Backend,
+        sandbox: &SandboxId,
+        path: &Path,
+        archive: fs::File,
+    ) -> Result<(), BackendError> {
+        let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let read = dispense_content::read_archive(archive, sender);
+        match tokio::join!(read, agent::upload(backend, sandbox, DESTINATION, chunks)) {
+            // The agent stopped taking it, and says why.
+            (Err(ContentError::Gone), Err(why)) | (Ok(()), Err(why)) => Err(refused(sentence(&why))),
+            (Err(error), _) => Err(refused(format!("failed to read {}: {error}", path.display()))),
+            (Ok(()), Ok(())) => {
+                tracing::info!(%sandbox, from = %path.display(), "filled");
+                Ok(())
+            }
+        }
+    }
+
+    /// Opens a file that is named like an archive; nothing where a directory has such a name.
+    fn open_archive(&self, path: &Path) -> Result<Option<fs::File>, BackendError> {
+        let name = path.as_os_str().as_encoded_bytes();
+        if !ARCHIVE_ENDS.iter().any(|end| name.ends_with(end.as_bytes())) {
+            return Ok(None);
+        }
+        // A pipe must not hold the runner up.
+        let file = fs::File::from(self.open_within(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)?);
+        Ok(file.metadata().is_ok_and(|meta| meta.is_file()).then_some(file))
+    }
+
     /// Opens a directory, which must be within one of the roots, whatever links lead to.
     fn open_shared(&self, directory: &Path) -> Result<OwnedFd, BackendError> {
-        let outside = || self.outside(&directory.display().to_string());
-        let root = self.roots.iter().find(|root| directory.starts_with(root)).ok_or_else(outside)?;
+        self.open_within(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC)
+    }
+
+    fn open_within(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, BackendError> {
+        let outside = || self.outside(&path.display().to_string());
+        let root = self.roots.iter().find(|root| path.starts_with(root)).ok_or_else(outside)?;
         let failed = |error: rustix::io::Errno| match error {
             // A link that leads out of the root.
             rustix::io::Errno::XDEV => outside(),
-            error => refused(format!("failed to open {}: {}", directory.display(), io::Error::from(error))),
+            rustix::io::Errno::NOTDIR => refused(format!(
+                "{} is neither a directory nor an archive, whose name ends in {}",
+                path.display(),
+                ARCHIVE_ENDS.join(" or ")
+            )),
+            error => refused(format!("failed to open {}: {}", path.display(), io::Error::from(error))),
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root_fd = rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed)?;
-        let within = directory.strip_prefix(root).unwrap_or(directory);
-        let within = if within.as_os_str().is_empty() { Path::new(".") } else { within };
+        let within = path.strip_prefix(root).unwrap_or(path);
+        if within.as_os_str().is_empty() {
+            return rustix::fs::openat(CWD, root, flags, Mode::empty()).map_err(failed);
+        }
+        let folder = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root_fd = rustix::fs::openat(CWD, root, folder, Mode::empty()).map_err(failed)?;
         let open = || rustix::fs::openat2(&root_fd, within, flags, Mode::empty(), ResolveFlags::BENEATH);
         // A `..` of a link, while anything on the machine is renamed or mounted: once more.
         let again =

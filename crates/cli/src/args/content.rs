@@ -13,8 +13,9 @@ pub(crate) struct SourceArgs {
     /// Directory to start with: a git repository is cloned, of another what .gitignore names stays behind
     #[arg(long, value_name = "DIR", group = "origin")]
     pub(crate) source: Option<PathBuf>,
-    /// Where to start from, fetched by the sandbox's runner before it runs: s3://BUCKET/PREFIX, file:///DIR of the
-    /// runner's machine, or https://… of a .tar or .tar.gz, if need be with #sha256=DIGITS
+    /// Where to start from, fetched by the sandbox's runner before it runs: s3://BUCKET/PREFIX, file:///DIR (or .tar,
+    /// .tar.gz) of the runner's machine, https://… of a .tar or .tar.gz, if need be with #sha256=DIGITS, or
+    /// https://….git, cloned, if need be with #BRANCH; within what the runner shares (`--source-root`)
     #[arg(long, value_name = "URL", group = "origin")]
     pub(crate) content: Option<String>,
     /// Branch of the clone; one that exists is taken as it is [default: the sandbox's name]
