@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -11,6 +12,8 @@ use std::time::SystemTime;
 const LINKS_MAX: usize = 40;
 /// Links there lead to descriptors, also to files that somebody has open: the file is meant, not a name of it.
 const DESCRIPTORS: [&str; 2] = ["/proc", "/dev/fd"];
+
+const STDOUT: [&str; 3] = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
 /// A file that is being written. Dropped half-way, one that is beside its name is removed.
 pub(super) struct Landing {
@@ -26,6 +29,10 @@ struct Beside {
 impl Landing {
     /// Waits for a reader where it is a pipe.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        // As it is open: appending, in the middle of something, or another user's pipe, which opens for nobody else.
+        if STDOUT.iter().any(|name| path == Path::new(name)) {
+            return Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), beside: None });
+        }
         let meta = match fs::metadata(path) {
             Ok(meta) => meta,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
