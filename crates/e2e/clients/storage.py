@@ -39,6 +39,12 @@ for key, body in [
     client.put_object(Bucket="code", Key=key, Body=body, ChecksumAlgorithm="CRC32")
 
 
+# As an older `save` wrote a link.
+older = http.client.HTTPConnection(host, port, timeout=60)
+older.request("PUT", "/code/foreign/link", b"", {"x-amz-meta-dispense-link": "déjà".encode()})
+assert older.getresponse().status == 200
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     seen = set()
 

@@ -8,11 +8,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use object_store::{Attribute, Attributes};
 use tar::{Builder, EntryType, Header};
 
 use super::name;
 
+/// Of a header.
+const PREFIX: &str = "x-amz-meta-";
 /// Octal, as `chmod` takes it.
 const MODE: &str = "dispense-mode";
 /// Seconds since 1970.
@@ -55,6 +58,25 @@ pub(super) struct Kept {
 /// A text of the metadata.
 pub(super) fn metadata<'a>(attributes: &'a Attributes, name: &'static str) -> Option<&'a str> {
     attributes.get(&Attribute::Metadata(Cow::Borrowed(name))).map(AsRef::as_ref)
+}
+
+/// Metadata that is not ASCII, which the library refuses together with the object: where a link leads, as `save` once wrote
+/// it, is escaped; what others wrote is nothing that is read here.
+pub(super) fn make_readable(headers: &mut HeaderMap) {
+    let is_odd = |name: &HeaderName, value: &HeaderValue| name.as_str().starts_with(PREFIX) && value.to_str().is_err();
+    let odd: Vec<HeaderName> =
+        headers.iter().filter(|(name, value)| is_odd(name, value)).map(|(name, _)| name.clone()).collect();
+    for name in odd {
+        let Some(value) = headers.remove(&name) else { continue };
+        if name.as_str().strip_prefix(PREFIX) == Some(LINK)
+            && let (Ok(name), Ok(value)) = (
+                HeaderName::try_from(format!("{PREFIX}{LINK_ESCAPED}")),
+                HeaderValue::try_from(name::ascii(value.as_bytes())),
+            )
+        {
+            headers.insert(name, value);
+        }
+    }
 }
 
 impl Kept {
@@ -158,6 +180,19 @@ mod tests {
         let mut attributes = Attributes::new();
         attributes.insert(Attribute::Metadata(LINK.into()), "a%41 b".into());
         assert_eq!(Kept::read(&attributes).kind, Kind::Link(b"a%41 b".to_vec()));
+    }
+
+    #[test]
+    fn metadata_that_is_not_ascii_hinders_nobody() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("x-amz-meta-dispense-link", "déjà"), ("x-amz-meta-author", "é"), ("x-amz-meta-a", "b")]
+        {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).expect("valid"));
+        }
+        make_readable(&mut headers);
+        assert!(headers.values().all(|value| value.to_str().is_ok()));
+        assert_eq!(headers["x-amz-meta-dispense-link-escaped"], "d%C3%A9j%C3%A0");
+        assert_eq!(headers.len(), 2, "{headers:?}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use object_store::client::ReqwestConnector;
 use object_store::client::{HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService};
 use sha2::{Digest, Sha256};
 
+use super::kept::make_readable;
+
 /// In hex, of an object's bytes.
 pub(super) const SHA256: &str = "dispense-sha256";
 const MODE: HeaderName = HeaderName::from_static("x-amz-checksum-mode");
@@ -182,6 +184,7 @@ impl HttpService for Keeping {
         if let Some(told) = told(response.headers()) {
             response.extensions_mut().insert(told);
         }
+        make_readable(response.headers_mut());
         Ok(response)
     }
 }
