@@ -2,7 +2,8 @@
 //! by the client on the user's machine, since either side may be hostile to the other.
 //!
 //! Kept: modes, modification times (whole seconds), symbolic and hard links, any name. Not kept: devices,
-//! sockets and pipes, which are skipped and counted.
+//! sockets and pipes, and what cannot be read to an end, which are skipped and counted: a comment in the archive stands
+//! for each. A file that is unpacked has its name when it is whole.
 
 mod chunks;
 mod pack;

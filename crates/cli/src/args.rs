@@ -388,7 +388,7 @@ pub(crate) struct ShellArgs {
 pub(crate) struct CpArgs {
     /// PATH or SANDBOX:PATH; a path that ends in `/.` means what is in the directory
     pub(crate) from: String,
-    /// PATH or SANDBOX:PATH
+    /// PATH or SANDBOX:PATH, as cp(1) has it: into a directory, through a link, into a device such as /dev/stdout
     pub(crate) to: String,
     /// Show no progress
     #[arg(short, long)]

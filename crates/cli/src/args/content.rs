@@ -61,7 +61,7 @@ impl OfferArgs {
 pub(crate) struct SaveArgs {
     /// Id or name of the sandbox
     pub(crate) sandbox: String,
-    /// s3://BUCKET/PREFIX; the storage and its credentials come from AWS_ENDPOINT, AWS_ACCESS_KEY_ID and the like
+    /// s3://BUCKET/PREFIX, and nothing else; the storage and its credentials come from AWS_ENDPOINT, AWS_ACCESS_KEY_ID and the like
     #[arg(value_name = "URL")]
     pub(crate) to: String,
     /// What is saved

@@ -234,6 +234,7 @@ async fn look_inside(client: &Client, sandbox: &str, path: &str, follow: bool) -
         Err(error) if error.code == Code::NotFound && error.reason != dispense_api::error::reason::SANDBOX_UNKNOWN => {
             Ok(None)
         }
+        Err(error) if error.reason == "not_a_directory" && path.ends_with('/') => Err(no_directory(path)),
         Err(error) => Err(error),
     }
 }
