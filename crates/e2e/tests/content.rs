@@ -174,6 +174,10 @@ fn nothing_of_a_tree_is_lost_between_save_and_content() {
     ok(&host, &storage, &["save", "box", "s3://code/way", "--path", "/workspace/way"]);
     ok(&host, &storage, &["create", "--name", "way", "--content", "s3://code/way"]);
     assert_eq!(host.ok(&["exec", "way", "--", "cat", "key", "hard"]), "key\none\n");
+    // A tree with nothing in it is none that was never saved.
+    ok(&host, &storage, &["save", "box", "s3://code/empty", "--path", "/workspace/deep/empty"]);
+    ok(&host, &storage, &["create", "--name", "empty", "--content", "s3://code/empty"]);
+    assert_eq!(host.ok(&["exec", "empty", "--", "ls", "-A"]), "");
     // Of others: names that look escaped, a directory as consoles make it, the time at which an object was written.
     ok(&host, &storage, &["create", "--name", "foreign", "--content", "s3://code/foreign"]);
     let list = "ls -F; readlink link; test $(stat -c %Y a%0Ab) -gt 1700000000 && echo dated";

@@ -5,6 +5,10 @@
 
 use std::borrow::Cow;
 
+/// The tree itself, which no key can be: its object says that a tree has nothing in it.
+pub(super) const TOP: &str = ".";
+const TOP_ESCAPED: &str = "%2E";
+
 /// The key of a name below the prefix, and whether it is escaped.
 pub(super) fn key(name: &[u8]) -> (Cow<'_, str>, bool) {
     match std::str::from_utf8(name) {
@@ -16,7 +20,7 @@ pub(super) fn key(name: &[u8]) -> (Cow<'_, str>, bool) {
 fn must_be_escaped(name: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(name) else { return true };
     // The space at the end would not survive the storage's lists, which are XML.
-    if !text.chars().all(is_plain) || text.trim() != text {
+    if !text.chars().all(is_plain) || text.trim() != text || text == TOP {
         return true;
     }
     // Another name's escaped form? Each step is shorter, so this ends.
@@ -41,6 +45,9 @@ pub(super) fn ascii(bytes: &[u8]) -> String {
 
 /// Writes what is not to be kept, and spaces at the ends, as `%XX`.
 fn escape(bytes: &[u8], keeps: impl Fn(char) -> bool) -> String {
+    if bytes == TOP.as_bytes() {
+        return TOP_ESCAPED.to_owned();
+    }
     let mut pieces = Vec::new();
     for chunk in bytes.utf8_chunks() {
         pieces.extend(chunk.valid().chars().map(Ok));
@@ -102,6 +109,8 @@ mod tests {
             (b"not-utf8-%FF%FE", "not-utf8-%25FF%25FE"),
             (b"100%\n", "100%25%0A"),
             (b"end ", "end%20"),
+            (b".", "%2E"),
+            (b"%2E", "%252E"),
             ("d/\u{85}".as_bytes(), "d/%C2%85"),
         ] {
             assert_eq!(key(name), (Cow::Owned(wanted.to_owned()), true));
@@ -110,7 +119,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_come_back_and_never_meet(names in prop::collection::vec("[a%25F0\n \u{fffe}é]{0,7}", 2)) {
+        fn names_come_back_and_never_meet(names in prop::collection::vec("[a%25FE0.\n \u{fffe}é]{0,7}", 2)) {
             let mut keys = Vec::new();
             for name in &names {
                 let (key, is_escaped) = key(name.as_bytes());

@@ -42,6 +42,7 @@ pub(crate) async fn save(
         prefix: prefix.to_owned(),
         runtime: Handle::current(),
         waiting: None,
+        top: None,
         saved: Saved::default(),
     };
     let reader = ChunkReader::new(move || chunks.blocking_recv().transpose());
@@ -56,6 +57,8 @@ struct Saving {
     runtime: Handle,
     /// A directory of which nothing has come yet.
     waiting: Option<(Vec<u8>, Kept)>,
+    /// The directory that is saved.
+    top: Option<Kept>,
     saved: Saved,
 }
 
@@ -67,6 +70,12 @@ impl Saving {
             progress(self.saved.moved);
         }
         self.end_directory(b"")?;
+        // Of an empty tree there is one object, without which it could not be told from what was never saved.
+        if let Some(top) = self.top.take()
+            && self.saved.moved.entries + self.saved.lost == 0
+        {
+            self.put(name::TOP.as_bytes(), top, &mut io::empty())?;
+        }
         Ok(self.saved)
     }
 
@@ -93,8 +102,11 @@ impl Saving {
             }
             (EntryType::Directory, _) => {
                 self.end_directory(&name)?;
-                // The top is there already.
-                self.waiting = (!name.is_empty()).then(|| (name, kept(Kind::Directory)));
+                if name.is_empty() {
+                    self.top = Some(kept(Kind::Directory));
+                } else {
+                    self.waiting = Some((name, kept(Kind::Directory)));
+                }
                 Ok(())
             }
             // A device, a socket or a pipe, or the packer's word that there was one.
