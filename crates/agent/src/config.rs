@@ -8,12 +8,11 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use dispense_api::limits::ports;
+use dispense_api::duration::parse_duration;
+use dispense_api::limits::{ports, reports};
 
 /// The bearer token of heartbeats.
 pub(crate) const TOKEN: &str = "AGENT_TOKEN";
-/// Interval of heartbeats when nothing is said.
-const REPORT_INTERVAL_DEFAULT: Duration = Duration::from_secs(30);
 /// Connections to the services inside the sandbox, when nothing is said, and at most: those that wait to be taken are bounded.
 const MAX_SESSIONS_DEFAULT: usize = 64;
 const MAX_SESSIONS_MAX: usize = 512;
@@ -64,10 +63,10 @@ impl Config {
         }
         let base_env = inherited(base_env);
         let mut take = |key: &str| own.remove(key).filter(|value| !value.is_empty());
-        let report_interval = take("AGENT_REPORT_INTERVAL").map_or(REPORT_INTERVAL_DEFAULT, |text| {
+        let report_interval = take(reports::VARIABLE).map_or(reports::INTERVAL, |text| {
             parse_duration(&text).filter(|interval| !interval.is_zero()).unwrap_or_else(|| {
                 tracing::warn!(%text, "AGENT_REPORT_INTERVAL is not a duration such as 30s: using 30s");
-                REPORT_INTERVAL_DEFAULT
+                reports::INTERVAL
             })
         });
         Self {
@@ -121,48 +120,9 @@ pub(crate) fn inherited(mut variables: BTreeMap<String, String>) -> BTreeMap<Str
     variables
 }
 
-/// Parses a Go duration: numbers with units, e.g. `1h30m`, `1.5s`, `250ms`.
-pub fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').filter(|end| *end > 0)?;
-        let (number, behind) = rest.split_at(digits);
-        let unit_end = behind.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(behind.len());
-        let (unit, next) = behind.split_at(unit_end);
-        let seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" | "μs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        total += number.parse::<f64>().ok()? * seconds;
-        rest = next;
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok())?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_those_of_go() {
-        for (text, millis) in
-            [("30s", 30_000), ("1h30m", 5_400_000), ("1.5s", 1500), ("250ms", 250), ("0", 0), ("2m0.5s", 120_500)]
-        {
-            assert_eq!(parse_duration(text), Some(Duration::from_millis(millis)), "{text}");
-        }
-        for text in ["", "30", "s", "1x", "-1s", "1 s", "..s"] {
-            assert_eq!(parse_duration(text), None, "{text}");
-        }
-    }
 
     #[test]
     fn own_variables_do_not_reach_the_processes() {

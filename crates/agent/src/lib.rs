@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use config::{Config, parse_duration};
+pub use config::Config;
 pub use serve::{Agent, serve, serve_connection};
 pub use service::serve_inside;
 

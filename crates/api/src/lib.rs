@@ -8,6 +8,7 @@
 pub mod archive;
 #[cfg(feature = "grpc")]
 pub mod dial;
+pub mod duration;
 pub mod error;
 pub mod frame;
 pub mod id;

@@ -71,3 +71,21 @@ pub mod default {
     /// Processes and threads.
     pub const PIDS: u32 = 1024;
 }
+
+/// Reports of agents.
+pub mod reports {
+    use std::ops::RangeInclusive;
+    use std::time::Duration;
+
+    /// Sets the time between two, as Go writes times.
+    pub const VARIABLE: &str = "AGENT_REPORT_INTERVAL";
+    /// When nothing is said.
+    pub const INTERVAL: Duration = Duration::from_secs(30);
+    /// Of a sandbox: more often is load, and less often than this nobody would notice its loss.
+    pub const INTERVALS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+
+    /// The value of the variable of a sandbox; `None` where it cannot be.
+    pub fn chosen(text: &str) -> Option<Duration> {
+        crate::duration::parse_duration(text).filter(|interval| INTERVALS.contains(interval))
+    }
+}

@@ -53,7 +53,7 @@ impl Plan {
         environment: BTreeMap<String, String>,
     ) -> Result<Self, Error> {
         if start.args.first().is_none_or(String::is_empty) {
-            return Err(invalid("no command was given: its first word is empty"));
+            return Err(invalid("no command was given: the first of its words (`args`) is empty"));
         }
         if start.args.len() > ARGS_MAX {
             return Err(invalid(format!("`start.args` has {} entries, at most {ARGS_MAX}", start.args.len())));

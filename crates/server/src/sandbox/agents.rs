@@ -8,8 +8,6 @@ use dispense_api::id::{Generation, SandboxId};
 use dispense_api::runner::AgentReport;
 use tokio::time::Instant;
 
-/// Between an agent's reports.
-pub(crate) const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 /// Reports that may be missing before the sandbox counts as lost.
 const MISSED_MAX: u32 = 3;
 
@@ -58,6 +56,8 @@ struct Entry {
     heard: Instant,
     /// A session was asked for, or it began to run.
     used: Instant,
+    /// Between its reports.
+    interval: Duration,
     /// The sandbox was told lost for want of reports.
     silent: bool,
 }
@@ -70,26 +70,33 @@ pub(crate) struct Agents {
 
 impl Agents {
     /// The sandbox runs: from now on its agent is expected to report.
-    pub(crate) fn expect(&self, sandbox: &SandboxId) {
+    pub(crate) fn expect(&self, sandbox: &SandboxId, interval: Duration) {
         let mut entries = self.entries.lock().expect("no holder panics");
         let entry = entries.entry(sandbox.clone()).or_insert_with(|| Entry {
             info: None,
             heard: Instant::now(),
             used: Instant::now(),
+            interval,
             silent: false,
         });
+        entry.interval = interval;
         entry.heard = Instant::now();
         entry.used = Instant::now();
         entry.silent = false;
     }
 
-    /// A report came. Answers whether the sandbox had been told lost.
-    pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report, at: i64) -> bool {
+    /// How often it reports, where it is expected to.
+    pub(crate) fn interval(&self, sandbox: &SandboxId) -> Option<Duration> {
+        self.entries.lock().expect("no holder panics").get(sandbox).map(|entry| entry.interval)
+    }
+
+    /// A report came, as one does each interval. Answers whether the sandbox had been told lost.
+    pub(crate) fn heard(&self, sandbox: &SandboxId, report: Report, interval: Duration, at: i64) -> bool {
         let mut entries = self.entries.lock().expect("no holder panics");
         let info = Some(AgentInfo { report, at });
         let now = Instant::now();
         let used = entries.get(sandbox).map_or(now, |before| before.used);
-        let entry = Entry { info, heard: now, used, silent: false };
+        let entry = Entry { info, heard: now, used, interval, silent: false };
         entries.insert(sandbox.clone(), entry).is_some_and(|before| before.silent)
     }
 
@@ -127,12 +134,32 @@ impl Agents {
     /// Those that have become silent since the last time.
     pub(crate) fn newly_silent(&self) -> Vec<SandboxId> {
         let mut entries = self.entries.lock().expect("no holder panics");
-        let overdue = |entry: &Entry| !entry.silent && entry.heard.elapsed() > REPORT_INTERVAL * MISSED_MAX;
+        let overdue = |entry: &Entry| !entry.silent && entry.heard.elapsed() > entry.interval * MISSED_MAX;
         let mut silent = Vec::new();
         for (sandbox, entry) in entries.iter_mut().filter(|(_, entry)| overdue(entry)) {
             entry.silent = true;
             silent.push(sandbox.clone());
         }
         silent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_is_silent_when_three_of_its_own_intervals_have_passed() {
+        let (agents, often, seldom) = (Agents::default(), SandboxId::random(), SandboxId::random());
+        agents.expect(&often, Duration::from_secs(2));
+        agents.expect(&seldom, Duration::from_secs(600));
+        tokio::time::advance(Duration::from_secs(6)).await;
+        assert!(agents.newly_silent().is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(agents.newly_silent(), [often]);
+        tokio::time::advance(Duration::from_secs(1793)).await;
+        assert!(agents.newly_silent().is_empty());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(agents.newly_silent(), [seldom]);
     }
 }

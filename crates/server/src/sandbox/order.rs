@@ -7,7 +7,6 @@ use dispense_api::runner::{Desired, DesiredState, ServerMessage, server_message}
 use dispense_api::v1;
 
 use super::Sandbox;
-use super::agents::REPORT_INTERVAL;
 use super::lifecycle::Wanted;
 use crate::auth::secret::ServerSecret;
 
@@ -48,7 +47,7 @@ impl Orders {
                 spec: Some(v1::SandboxSpec { content: content(sandbox), ..sandbox.spec.wire() }),
                 name: sandbox.name.clone(),
                 sandbox_token: self.secret.sandbox_token(&sandbox.id, generation),
-                report_interval_secs: u32::try_from(REPORT_INTERVAL.as_secs()).unwrap_or(u32::MAX),
+                report_interval_secs: u32::try_from(sandbox.spec.report_interval().as_secs()).unwrap_or(u32::MAX),
                 log_tail_bytes: self.log_tail_bytes,
                 traceparent: String::new(),
             },

@@ -163,9 +163,17 @@ impl Sandboxes {
             // Its runner tells when it has stopped; until then it is not silent.
             return Ok(());
         }
+        let interval = match self.agents.interval(id) {
+            Some(interval) => interval,
+            // The first one since this server began.
+            None => match self.find(id.as_str()).await? {
+                Some(sandbox) => sandbox.spec.report_interval(),
+                None => return Ok(()),
+            },
+        };
         let now = self.clock.now();
         self.meter.note(id, &report, now);
-        if self.agents.heard(id, report, now) {
+        if self.agents.heard(id, report, interval, now) {
             self.change(id, Cause::AgentHeard(generation)).await?;
         }
         Ok(())
@@ -273,7 +281,9 @@ impl Sandboxes {
             }
             let now = sandbox.life.observed;
             match now {
-                State::Running if applied.before != State::Running => agents.expect(&sandbox.id),
+                State::Running if applied.before != State::Running => {
+                    agents.expect(&sandbox.id, sandbox.spec.report_interval())
+                }
                 State::Running | State::Lost => {}
                 _ => agents.forget(&sandbox.id),
             }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
+use std::time::Duration;
 
 use dispense_api::error::{Code, Error};
-use dispense_api::limits::{self, ports};
+use dispense_api::limits::{self, ports, reports};
 use dispense_api::location::Location;
 use dispense_api::v1;
 use serde::{Deserialize, Serialize};
@@ -244,6 +245,11 @@ impl Spec {
         Ok(())
     }
 
+    /// Between two reports of its agent.
+    pub(crate) fn report_interval(&self) -> Duration {
+        self.env.get(reports::VARIABLE).and_then(|text| reports::chosen(text)).unwrap_or(reports::INTERVAL)
+    }
+
     /// Refuses SSH and the workspace where the creator has.
     pub(crate) fn offers_services(&self) -> Result<(), Error> {
         if !self.skip_services {
@@ -328,6 +334,10 @@ pub(super) fn variables(field: &str, map: BTreeMap<String, String>) -> Result<BT
         if key.contains('=') || key.contains('\0') || value.contains('\0') {
             return Err(invalid(field, format_args!("`{}` is not a variable: no `=` or NUL", clip(key))));
         }
+        if key == reports::VARIABLE && reports::chosen(value).is_none() {
+            let why = format_args!("`{}`: `{}` is no time from 1s to 1h", reports::VARIABLE, clip(value));
+            return Err(invalid(field, why));
+        }
     }
     if total > ENV_MAX_BYTES {
         return Err(invalid(field, format_args!("{total} bytes in all are over the limit of {ENV_MAX_BYTES}")));
@@ -410,6 +420,12 @@ mod tests {
             ..Default::default()
         };
         Spec::parse(content("/srv/project", "feature/one")).expect("the allowed neighbour");
+        let reporting = |interval: &str| {
+            let env = [(reports::VARIABLE.to_owned(), interval.to_owned())].into();
+            v1::SandboxSpec { env, ..Default::default() }
+        };
+        let often = Spec::parse(reporting("2s")).expect("the allowed neighbour");
+        assert_eq!(often.report_interval(), Duration::from_secs(2));
         let cases: Vec<(v1::SandboxSpec, &str)> = vec![
             (resources(v1::Resources { memory_bytes: 1024, ..Default::default() }), "spec.resources.memory_bytes"),
             (resources(v1::Resources { cpu_millis: 1, ..Default::default() }), "spec.resources.cpu_millis"),
@@ -422,6 +438,8 @@ mod tests {
             (v1::SandboxSpec { lease_secs: 1, ..Default::default() }, "spec.lease_secs"),
             (v1::SandboxSpec { ttl_secs: u32::MAX, ..Default::default() }, "spec.ttl_secs"),
             (v1::SandboxSpec { env: [("A=B".into(), "".into())].into(), ..Default::default() }, "spec.env"),
+            (reporting("1ms"), "spec.env"),
+            (reporting("often"), "spec.env"),
             (content("relative", ""), "spec.content.directory"),
             (content("/srv/../etc", ""), "spec.content.directory"),
             (content("/srv", "-f"), "spec.content.branch"),
