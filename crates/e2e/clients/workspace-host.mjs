@@ -6,11 +6,11 @@ import { io } from 'socket.io-client';
 
 const { DISPENSE_ADDRESS: address, DISPENSE_API_KEY: token } = process.env;
 const [ip, port] = address.split(':');
-// As a wildcard in the DNS would.
+// As browsers do, and as a wildcard in the DNS would.
 const { lookup } = dns;
-dns.lookup = (host, options, done) => lookup(host.endsWith('.workspace.example') ? ip : host, options, done);
+dns.lookup = (host, options, done) => lookup(host.endsWith('.workspace.localhost') ? ip : host, options, done);
 
-const url = (sandbox) => `http://${sandbox}.workspace.example:${port}`;
+const url = (sandbox) => `http://${sandbox}.workspace.localhost:${port}`;
 const connect = (sandbox, options = {}) => io(url(sandbox), { auth: { token }, reconnection: false, forceNew: true, ...options });
 const event = (socket, name) =>
   new Promise((resolve, reject) => {
@@ -48,7 +48,7 @@ for (const [sandbox, options, message] of refused) {
 }
 
 // The host has nothing else: not the API, and not another sandbox's workspace.
-const headers = { host: `web.workspace.example:${port}`, 'x-api-key': token };
+const headers = { host: `web.workspace.localhost:${port}`, 'x-api-key': token };
 for (const path of ['/', '/api/v1/sandboxes', '/workspace/web/', '/socket.io/x', '/socket.iox']) {
   const status = await new Promise((resolve, reject) => {
     const request = http.get({ host: ip, port, path, headers, agent: false }, (response) => resolve(response.resume().statusCode));

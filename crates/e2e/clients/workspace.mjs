@@ -60,15 +60,46 @@ for (const transports of [['polling'], ['websocket'], ['polling', 'websocket']])
       assert.equal(answer.error?.code, 'permission_denied', `${name} ${path}: ${JSON.stringify(answer)}`);
     }
   }
+  const absolute = await ask(socket, 'fetchContent', { path: '/workspace/src/a.txt' });
+  assert.match(absolute.error.message, /relative to the workspace: write `src\/a\.txt`/);
+  // However it is written, one file has one name.
+  for (const path of ['src/../src/a.txt', './src//a.txt']) {
+    assert.equal((await ask(socket, 'fetchContent', { path })).path, 'src/a.txt');
+  }
+  const normal = await ask(socket, 'fetchDir', { path: './src/' });
+  assert.deepEqual([normal.path, normal.tree[0].path], ['src', 'src/a.txt']);
+  // What is no file is not read as an empty one, nor written.
+  inside('mkfifo src/pipe');
+  const pipe = await ask(socket, 'fetchContent', { path: 'src/pipe' });
+  assert.equal(pipe.error?.code, 'failed_precondition', JSON.stringify(pipe));
+  inside('rm src/pipe');
+  for (const name of ['fetchContent', 'updateContent']) {
+    const slash = await ask(socket, name, { path: 'src/a.txt/', content: 'x' });
+    assert.equal(slash.error?.code, 'invalid_argument', JSON.stringify(slash));
+  }
+  // A Buffer is taken as it is.
+  assert.deepEqual(await ask(socket, 'updateContent', { path: 'src/raw', content: Buffer.from([0, 255, 10]) }), { ok: true });
+  assert.equal(inside('od -An -tx1 src/raw; rm src/raw').trim(), '00 ff 0a');
+  // An event that is not there is answered like every other.
+  const unknown = event(socket, 'error');
+  const nothing = await ask(socket, 'fetchFile', { path: 'src/a.txt' });
+  assert.equal(nothing.error.code, 'unimplemented');
+  assert.match(nothing.error.message, /fetchFile.*fetchContent/);
+  assert.deepEqual(await unknown, nothing.error);
   const failed = event(socket, 'error');
   assert.equal((await ask(socket, 'fetchContent', { path: 'nothing' })).error.code, 'not_found');
   assert.equal((await failed).code, 'not_found');
-  assert.equal((await ask(socket, 'fetchContent', {})).error.code, 'invalid_argument');
+  const without = (await ask(socket, 'fetchContent', {})).error;
+  assert.deepEqual(without, { code: 'invalid_argument', message: '`fetchContent` takes {path}' });
   inside('truncate -s 17M big');
   assert.equal((await ask(socket, 'fetchContent', { path: 'big' })).error.code, 'resource_exhausted');
   inside('rm big');
 
   // A terminal, with its size, and text that is no ASCII.
+  for (const [size, field] of [[{ cols: 0, rows: 30 }, 'cols'], [{ cols: 100, rows: 70000 }, 'rows']]) {
+    const { error } = await ask(socket, 'terminal:resize', size);
+    assert.deepEqual([error?.code, error?.message], ['invalid_argument', `${field}: use a number from 1 to 10000`]);
+  }
   assert.deepEqual(await ask(socket, 'terminal:resize', { cols: 100, rows: 30 }), { ok: true });
   const size = output(socket, '30 100');
   await ask(socket, 'terminal:write', { data: 'stty size; printf "\\342\\202\\254\\n"\n' });

@@ -23,6 +23,19 @@ fn a_socket_io_client_has_a_terminal_and_files() {
 }
 
 #[test]
+fn a_client_whose_network_vanished_finds_what_it_had() {
+    let Some(clients) = Clients::available() else { return };
+    let Some(mode) = Mode::available().into_iter().next() else { return };
+    let host = Host::new(mode);
+    let up = host.up();
+    host.ok(&["create", "--name", "web"]);
+    let script = host.script();
+    clients.run_with("workspace-return.mjs", &up.address(), &up.key(), &[("DISPENSE", &script)]);
+    up.stop();
+    host.finish();
+}
+
+#[test]
 fn a_client_that_knows_only_the_host_has_the_workspace() {
     let Some(clients) = Clients::available() else { return };
     let Some(mode) = Mode::available().into_iter().next() else { return };
@@ -30,7 +43,8 @@ fn a_client_that_knows_only_the_host_has_the_workspace() {
     let refused = host.dispense(&["server", "--address", "127.0.0.1:0", "--workspace-domain", "workspace.localhost"]);
     let told = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success() && told.contains("server.previews.domain = `localhost`"), "{told}");
-    let up = host.up_with(&["--workspace-domain", "workspace.example"]);
+    // As docs/workspace.md has it for a laptop.
+    let up = host.up_with(&["--preview-domain", "preview.localhost", "--workspace-domain", "workspace.localhost"]);
     host.ok(&["create", "--name", "web"]);
     clients.run("workspace-host.mjs", &up.address(), &up.key());
     up.stop();

@@ -7,12 +7,16 @@
 //!     fetchDir fetchContent updateContent ──► the agent's FileService, beneath /workspace
 //!     terminal:write terminal:resize      ──► a shell of this connection, opened at the first use
 //!     file:refresh                        ◄── what was listed and has changed
+//!     what was left, and is found again   ◄── recovery: one session has one client
 //! ```
 //!
 //! Inside the sandbox it is at port 3001, see [`inside`](super::inside). The token is an API key, best one with a scope and
 //! a short life. Nothing reaches the sandbox before it was checked.
 
+mod events;
 mod files;
+mod path;
+mod recovery;
 mod terminal;
 mod watch;
 
@@ -23,14 +27,13 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use dispense_api::error::{Code, Error};
+use dispense_api::id::SandboxId;
 use dispense_api::method::Method;
 use http::{Request, Uri};
 use serde::Deserialize;
-use serde_json::{Value, json};
-use socketioxide::extract::{AckSender, SocketRef, TryData};
+use socketioxide::extract::{SocketRef, TryData};
 use socketioxide::handler::ConnectHandler;
-use socketioxide::socket::DisconnectReason;
-use socketioxide::{ParserConfig, SocketIo, TransportType};
+use socketioxide::{ParserConfig, SocketIo};
 use tokio_util::sync::CancellationToken;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
@@ -38,13 +41,12 @@ use tower::{ServiceExt, service_fn};
 use super::preview::headers::host;
 use super::rest::Refusal;
 use super::{Parts, observe::Matched, origin::Origins};
-use crate::auth::until::KEY_ENDED;
 use crate::auth::{Principal, Role};
 use crate::config::WorkspaceConfig;
 use crate::preview::label;
 use crate::relay::Route;
-use crate::sandbox::spec::clip;
-use terminal::{Parked, Terminal};
+use recovery::{Key, Recovery, Whose};
+use terminal::Terminal;
 
 /// Where the workspace is in every sandbox.
 const ROOT: &str = "/workspace";
@@ -77,7 +79,7 @@ struct Named(String);
 #[derive(Debug, Deserialize)]
 struct Auth {
     token: String,
-    /// Of the client's own choice: one that comes back with it gets its terminal back.
+    /// Of the client's own choice: one that comes back with it finds what it left.
     #[serde(default)]
     session: String,
     /// Of the terminal's output, as `terminal:data` told it: what the client has seen.
@@ -89,13 +91,15 @@ struct Auth {
 pub(super) struct Client {
     parts: Arc<Parts>,
     caller: Principal,
+    /// As the client named it.
     sandbox: String,
+    id: SandboxId,
     session: String,
     offset: Option<u64>,
-    parked: Arc<Parked>,
+    recovery: Arc<Recovery>,
     terminal: Terminal,
     watch: watch::Watch,
-    /// It has disconnected.
+    /// It has disconnected, or a newer connection has its session.
     gone: CancellationToken,
 }
 
@@ -103,6 +107,15 @@ impl Client {
     /// Where the sandbox is, for a call that this client may make.
     async fn route(&self, method: Method) -> Result<Route, Error> {
         self.parts.sandboxes.seen_by(&self.caller).route(&self.sandbox, method, START_TIMEOUT).await
+    }
+
+    fn recovery_key(&self) -> Key {
+        let whose = if self.session.is_empty() {
+            Whose::Key(self.caller.key_id.clone())
+        } else {
+            Whose::Session { account: self.caller.account.clone(), name: self.session.clone() }
+        };
+        Key { sandbox: self.id.clone(), whose }
     }
 }
 
@@ -116,12 +129,13 @@ impl WorkspaceDoor {
             .max_buffer_size(QUEUE_PACKETS)
             .with_parser(ParserConfig::common().max_incoming_binary_buf_size(EVENT_MAX_BYTES).max_incoming_binaries(4))
             .build_svc();
-        let (parked, origins, config) = (Arc::new(Parked::default()), parts.origins.clone(), parts.workspace.clone());
+        let (recovery, origins, config) =
+            (Arc::new(Recovery::default()), parts.origins.clone(), parts.workspace.clone());
         let enter = move |socket: SocketRef, auth: TryData<Auth>| {
-            let (parts, parked) = (parts.clone(), parked.clone());
-            async move { enter(parts, parked, &socket, auth.0.ok()).await.map_err(|error| error.message) }
+            let (parts, recovery) = (parts.clone(), recovery.clone());
+            async move { enter(parts, recovery, &socket, auth.0.ok()).await.map_err(|error| error.message) }
         };
-        io.ns("/", connected.with(enter));
+        io.ns("/", events::connected.with(enter));
         let service = service_fn(move |request: Request<Body>| {
             let service = service.clone();
             async move { Ok(service.oneshot(request).await?.map(Body::new)) }
@@ -188,7 +202,12 @@ fn elsewhere() -> Error {
 }
 
 /// Lets a client in, or not: the error is what its `connect_error` has.
-async fn enter(parts: Arc<Parts>, parked: Arc<Parked>, socket: &SocketRef, auth: Option<Auth>) -> Result<(), Error> {
+async fn enter(
+    parts: Arc<Parts>,
+    recovery: Arc<Recovery>,
+    socket: &SocketRef,
+    auth: Option<Auth>,
+) -> Result<(), Error> {
     let refused = |message: &str| Error::new(Code::Unauthenticated, "unauthenticated", message);
     let auth = auth.ok_or_else(|| refused("unauthenticated: `auth.token` is missing: it is an API key"))?;
     let Some(Named(sandbox)) = socket.req_parts().extensions.get::<Named>().cloned() else {
@@ -211,131 +230,14 @@ async fn enter(parts: Arc<Parts>, parked: Arc<Parked>, socket: &SocketRef, auth:
         parts,
         caller,
         sandbox,
+        id: row.id,
         session: auth.session,
         offset: auth.offset,
-        parked,
+        recovery,
         terminal: Terminal::default(),
         watch: watch::Watch::default(),
         gone: CancellationToken::new(),
     };
     socket.extensions.insert(Arc::new(client));
     Ok(())
-}
-
-/// Of events that name a path.
-#[derive(Debug, Deserialize)]
-struct PathData {
-    path: String,
-}
-
-async fn connected(socket: SocketRef) {
-    socket.on("fetchDir", async |socket: SocketRef, data: TryData<PathData>, ack: AckSender| {
-        let tree = match (client(&socket), data.0) {
-            (Some(client), Ok(data)) => client.list(&socket, &data.path).await,
-            (_, data) => Err(malformed(data.is_err())),
-        };
-        if let Ok(tree) = &tree {
-            emit(&socket, "file:refresh", tree);
-        }
-        answer(&socket, ack, tree);
-    });
-    socket.on("fetchContent", async |socket: SocketRef, data: TryData<PathData>, ack: AckSender| {
-        let content = match (client(&socket), data.0) {
-            (Some(client), Ok(data)) => client.read(&data.path).await,
-            (_, data) => Err(malformed(data.is_err())),
-        };
-        if let Ok(content) = &content {
-            emit(&socket, "file:content", content);
-        }
-        answer(&socket, ack, content);
-    });
-    socket.on("updateContent", async |socket: SocketRef, data: TryData<files::Update>, ack: AckSender| {
-        let written = match (client(&socket), data.0) {
-            (Some(client), Ok(update)) => client.write(update).await,
-            (_, data) => Err(malformed(data.is_err())),
-        };
-        answer(&socket, ack, written.map(|()| json!({})));
-    });
-    socket.on("terminal:write", async |socket: SocketRef, data: TryData<terminal::Typed>, ack: AckSender| {
-        let typed = match (client(&socket), data.0) {
-            (Some(client), Ok(typed)) => client.type_in(&socket, typed).await,
-            (_, data) => Err(malformed(data.is_err())),
-        };
-        answer(&socket, ack, typed.map(|()| json!({})));
-    });
-    socket.on("terminal:resize", async |socket: SocketRef, data: TryData<terminal::Size>, ack: AckSender| {
-        let resized = match (client(&socket), data.0) {
-            (Some(client), Ok(size)) => client.resize(&socket, size).await,
-            (_, data) => Err(malformed(data.is_err())),
-        };
-        answer(&socket, ack, resized.map(|()| json!({})));
-    });
-    socket.on_disconnect(async |socket: SocketRef, why: DisconnectReason| {
-        let cut_off = match why {
-            DisconnectReason::HeartbeatTimeout => true,
-            // Polling has no connection to lose: that is a client who left while it changed to a WebSocket.
-            DisconnectReason::TransportError => socket.transport_type() == TransportType::Websocket,
-            _ => false,
-        };
-        tracing::debug!(%why, cut_off, "a workspace's client is gone");
-        if let Some(client) = client(&socket) {
-            client.gone.cancel();
-            client.leave(cut_off).await;
-        }
-    });
-    if let Some(client) = client(&socket) {
-        tokio::spawn(leave_with_key(socket.clone(), client.clone()));
-        client.resume_terminal(&socket).await;
-    }
-}
-
-/// A client whose key opens nothing any more is sent away.
-async fn leave_with_key(socket: SocketRef, client: Arc<Client>) {
-    tokio::select! {
-        () = client.parts.keys.ended(&client.caller.key_id) => {}
-        () = client.gone.cancelled() => return,
-    }
-    emit(&socket, "error", &json!({"code": Code::Unauthenticated.as_str(), "message": KEY_ENDED}));
-    if let Err(error) = socket.disconnect() {
-        tracing::debug!(%error, "a client was gone before it was sent away");
-    }
-}
-
-fn client(socket: &SocketRef) -> Option<Arc<Client>> {
-    socket.extensions.get::<Arc<Client>>()
-}
-
-fn malformed(payload: bool) -> Error {
-    let what = if payload { "the payload has not the fields that this event takes" } else { "this client is gone" };
-    Error::new(Code::InvalidArgument, "payload", what)
-}
-
-/// Acknowledges an event: `{ok: true, …}`, or `{ok: false, error}` and an `error` event.
-fn answer(socket: &SocketRef, ack: AckSender, result: Result<Value, Error>) {
-    let body = match result {
-        Ok(mut value) => {
-            value["ok"] = Value::Bool(true);
-            value
-        }
-        Err(error) => {
-            let told = json!({"code": error.code.as_str(), "message": clip_long(&error.message)});
-            emit(socket, "error", &told);
-            json!({"ok": false, "error": told})
-        }
-    };
-    if let Err(error) = ack.send(&body) {
-        tracing::debug!(%error, "an event was not acknowledged");
-    }
-}
-
-fn emit(socket: &SocketRef, event: &str, value: &Value) {
-    // A client that is gone, or takes nothing, needs no more.
-    if let Err(error) = socket.emit(event, value) {
-        tracing::debug!(%error, event, "not sent");
-    }
-}
-
-fn clip_long(text: &str) -> String {
-    const MESSAGE_CHARS: usize = 1000;
-    if text.chars().count() <= MESSAGE_CHARS { text.to_owned() } else { format!("{}…", clip(text)) }
 }

@@ -137,11 +137,6 @@ impl Ticket {
             }
         }
     }
-
-    /// Whether it is the same process.
-    pub(crate) fn is(&self, other: &Self) -> bool {
-        self.writer == other.writer
-    }
 }
 
 impl Process {

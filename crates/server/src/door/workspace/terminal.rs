@@ -1,37 +1,33 @@
-//! The terminal of a client: a shell with a terminal of its own. A client that was cut off finds it again: by the name of
-//! its session, or, where it gave none, as the one of its key that was cut off first.
+//! The terminal of a client: a shell with a terminal of its own. A client that was cut off finds it again, see
+//! [`recovery`](super::recovery): by the name of its session, or, where it gave none, as the one of its key that was cut
+//! off first.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex as StdMutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use dispense_api::LOGIN_SHELL;
-use dispense_api::error::Error;
+use dispense_api::error::{Code, Error};
 use dispense_api::method::Method;
 use dispense_api::outbox::Outbox;
 use dispense_api::v1::{Pty, PtySize, StartProcess, process_exited, process_input};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use socketioxide::extract::SocketRef;
-use socketioxide::{SendError, SocketError};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 
+use super::events::{deliver, ended, send_away, told};
+use super::recovery::{Left, Present, RECOVERY_WINDOW};
 use super::{Client, ROOT};
 use crate::relay::process::{Event, Process, Ticket};
+use crate::sandbox::spec::invalid;
 
-/// How long a terminal waits for its client.
-const RECOVERY_WINDOW: Duration = Duration::from_secs(120);
-/// Before a client that takes nothing is tried again; its queue is bounded.
-const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// Of one event.
 const DATA_MAX_BYTES: usize = 64 << 10;
 const COLS_DEFAULT: u32 = 80;
 const ROWS_DEFAULT: u32 = 24;
+/// Of columns and of rows.
 const TERMINAL_MAX: u32 = 10_000;
-/// Terminals without a session's name that wait for one key; the oldest ends.
-const UNNAMED_MAX: usize = 16;
 /// Of a client that cannot say what it has seen, so much is told again, on a screen that is cleared first.
 const SEEN_AGAIN_BYTES: u64 = 64 << 10;
 /// Clears a terminal of every kind.
@@ -44,18 +40,37 @@ pub(super) struct Typed {
 }
 
 /// Of `terminal:resize`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub(super) struct Size {
+#[derive(Debug, Deserialize)]
+pub(super) struct Asked {
+    cols: i64,
+    rows: i64,
+}
+
+/// Of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Size {
     cols: u32,
     rows: u32,
 }
 
+impl TryFrom<Asked> for Size {
+    type Error = Error;
+
+    fn try_from(asked: Asked) -> Result<Self, Error> {
+        let bounded = |field, count: i64| {
+            let count = u32::try_from(count).ok().filter(|count| (1..=TERMINAL_MAX).contains(count));
+            count.ok_or_else(|| invalid(field, format_args!("use a number from 1 to {TERMINAL_MAX}")))
+        };
+        Ok(Self { cols: bounded("cols", asked.cols)?, rows: bounded("rows", asked.rows)? })
+    }
+}
+
 /// Where a client's terminal is.
 #[derive(Default)]
-pub(super) struct Terminal(Mutex<Option<Open>>);
+pub(super) struct Terminal(Arc<Mutex<Option<Open>>>);
 
 /// An open terminal.
-struct Open {
+pub(super) struct Open {
     shell: Shell,
     /// Carries its output to the client; whether it has ended, and not the client.
     output: JoinHandle<bool>,
@@ -63,74 +78,38 @@ struct Open {
 
 /// The process behind a terminal.
 #[derive(Clone)]
-struct Shell {
+pub(super) struct Shell {
     ticket: Ticket,
     /// Bytes of its output that the client was sent.
     sent: Arc<StdMutex<u64>>,
+    /// It has ended, and the client was sent that.
+    ended: bool,
 }
 
-/// Terminals whose clients are away, the oldest of one key first.
-#[derive(Default)]
-pub(super) struct Parked(StdMutex<HashMap<ParkedKey, VecDeque<Shell>>>);
-
-/// Where a client looks for its terminal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct ParkedKey {
-    sandbox: String,
-    whose: Whose,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Whose {
-    Session { account: String, name: String },
-    Key(String),
-}
-
-impl ParkedKey {
-    fn holds(&self) -> usize {
-        match self.whose {
-            Whose::Session { .. } => 1,
-            Whose::Key(_) => UNNAMED_MAX,
-        }
-    }
-}
-
-impl Parked {
-    /// Lets one wait; the one that has to go for it.
-    fn put(&self, key: &ParkedKey, shell: Shell) -> Option<Shell> {
-        let mut parked = self.0.lock().expect("no holder panics");
-        let waiting = parked.entry(key.clone()).or_default();
-        waiting.push_back(shell);
-        if waiting.len() > key.holds() { waiting.pop_front() } else { None }
-    }
-
-    /// Takes the one that has waited longest, if it is wanted.
-    fn take(&self, key: &ParkedKey, wanted: impl Fn(&Shell) -> bool) -> Option<Shell> {
-        let mut parked = self.0.lock().expect("no holder panics");
-        let waiting = parked.get_mut(key)?;
-        let at = waiting.iter().position(wanted)?;
-        let shell = waiting.remove(at);
-        if waiting.is_empty() {
-            parked.remove(key);
-        }
-        shell
+impl Shell {
+    fn sent(&self) -> u64 {
+        *self.sent.lock().expect("no holder panics")
     }
 }
 
 impl Client {
-    fn parked_key(&self) -> ParkedKey {
-        let whose = if self.session.is_empty() {
-            Whose::Key(self.caller.key_id.clone())
-        } else {
-            Whose::Session { account: self.caller.account.clone(), name: self.session.clone() }
-        };
-        ParkedKey { sandbox: self.sandbox.clone(), whose }
+    /// Keeps everybody from the terminal until the client has found the one that it left; `None` where it is in use.
+    pub(super) fn hold_terminal(&self) -> Option<OwnedMutexGuard<Option<Open>>> {
+        self.terminal.0.clone().try_lock_owned().ok()
     }
 
-    /// Gives a client that comes back its terminal, with what it missed.
-    pub(super) async fn resume_terminal(&self, socket: &SocketRef) {
-        let Some(shell) = self.parked.take(&self.parked_key(), |_| true) else { return };
-        let mut terminal = self.terminal.0.lock().await;
+    /// Gives a client that comes back what it left: the directories that it follows, and its terminal with what it missed.
+    pub(super) async fn resume(self: &Arc<Self>, socket: &SocketRef, mut terminal: OwnedMutexGuard<Option<Open>>) {
+        if let Some(before) = self.recovery.arrive(self, socket) {
+            before.supersede().await;
+        }
+        let Some(left) = self.recovery.take(&self.recovery_key()) else { return };
+        self.watch.resume(socket, left.folders).await;
+        let Some(shell) = left.shell else { return };
+        // One that has ended is told again only to who says that it has not seen all of it.
+        if shell.ended && self.offset.is_none_or(|seen| seen >= shell.sent()) {
+            return;
+        }
         match self.attach(socket, shell).await {
             Ok(open) => *terminal = Some(open),
             // It has ended meanwhile: the next key opens another one.
@@ -138,8 +117,8 @@ impl Client {
         }
     }
 
-    async fn attach(&self, socket: &SocketRef, shell: Shell) -> Result<Open, Error> {
-        let sent = *shell.sent.lock().expect("no holder panics");
+    async fn attach(&self, socket: &SocketRef, mut shell: Shell) -> Result<Open, Error> {
+        let sent = shell.sent();
         let from = match self.offset {
             Some(offset) => offset.min(sent),
             // What was on its way when it was cut off is lost, and nobody knows how much that is.
@@ -149,6 +128,7 @@ impl Client {
         if self.offset.is_none() {
             deliver(socket, "terminal:data", &json!({"data": RESET, "offset": from})).await;
         }
+        shell.ended = false;
         let output = tokio::spawn(carry(process, socket.clone(), shell.sent.clone()));
         Ok(Open { shell, output })
     }
@@ -163,7 +143,7 @@ impl Client {
             ..StartProcess::default()
         };
         let process = Process::start(self.parts.relay.clone(), route, start).await?;
-        let shell = Shell { ticket: process.ticket().clone(), sent: Arc::default() };
+        let shell = Shell { ticket: process.ticket().clone(), sent: Arc::default(), ended: false };
         let output = tokio::spawn(carry(process, socket.clone(), shell.sent.clone()));
         Ok(Open { shell, output })
     }
@@ -172,6 +152,10 @@ impl Client {
     /// sandbox is cut it waits there.
     async fn terminal(&self, socket: &SocketRef, size: Size) -> Result<Arc<Outbox>, Error> {
         let mut terminal = self.terminal.0.lock().await;
+        // Nobody would end it.
+        if self.gone.is_cancelled() {
+            return Err(ended());
+        }
         if let Some(open) = terminal.as_ref()
             && !open.output.is_finished()
         {
@@ -188,35 +172,56 @@ impl Client {
         self.terminal(socket, size).await?.write(Bytes::from(typed.data)).await
     }
 
-    pub(super) async fn resize(&self, socket: &SocketRef, size: Size) -> Result<(), Error> {
-        let bounded = |count: u32| count.clamp(1, TERMINAL_MAX);
-        let size = Size { cols: bounded(size.cols), rows: bounded(size.rows) };
+    pub(super) async fn resize(&self, socket: &SocketRef, asked: Asked) -> Result<(), Error> {
+        let size = Size::try_from(asked)?;
         let resize = process_input::Kind::Resize(PtySize { cols: size.cols, rows: size.rows });
         self.terminal(socket, size).await?.push(resize)
     }
 
-    /// The client is gone: its terminal waits for it, or ends where the client has no name and was not cut off.
-    pub(super) async fn leave(&self, cut_off: bool) {
-        self.watch.stop().await;
-        let Some(open) = self.terminal.0.lock().await.take() else { return };
-        open.output.abort();
-        if matches!(open.output.await, Ok(true)) {
-            return;
+    /// The client is gone: what it had waits for it, or ends where the client has no name and was not cut off. Who leaves
+    /// twice has nothing to leave the second time.
+    pub(super) async fn leave(self: &Arc<Self>, cut_off: bool) {
+        let (key, relay) = (self.recovery_key(), self.parts.relay.clone());
+        // Held until it waits: who has the session next looks after this.
+        let mut terminal = self.terminal.0.lock().await;
+        let folders = self.watch.stop().await;
+        let mut shell = None;
+        if let Some(Open { shell: open, output }) = terminal.take() {
+            output.abort();
+            let ended = matches!(output.await, Ok(true));
+            // What it said last may not have come, and only a session's client can say so.
+            shell = (!ended || key.is_session()).then_some(Shell { ended, ..open });
         }
-        let relay = self.parts.relay.clone();
-        if self.session.is_empty() && !cut_off {
-            return open.shell.ticket.hang_up(&relay).await;
+        let waits = if key.is_session() { shell.is_some() || !folders.is_empty() } else { shell.is_some() && cut_off };
+        let over = if waits {
+            let (number, oldest) = self.recovery.put(&key, Left { shell, folders });
+            let (recovery, relay) = (self.recovery.clone(), relay.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(RECOVERY_WINDOW).await;
+                if let Some(shell) = recovery.expire(&key, number).and_then(|left| left.shell) {
+                    shell.ticket.hang_up(&relay).await;
+                }
+            });
+            oldest.and_then(|left| left.shell)
+        } else {
+            shell
+        };
+        self.recovery.depart(self);
+        drop(terminal);
+        if let Some(shell) = over {
+            shell.ticket.hang_up(&relay).await;
         }
-        let (key, parked, ticket) = (self.parked_key(), self.parked.clone(), open.shell.ticket.clone());
-        if let Some(oldest) = parked.put(&key, open.shell) {
-            oldest.ticket.hang_up(&relay).await;
-        }
-        tokio::spawn(async move {
-            tokio::time::sleep(RECOVERY_WINDOW).await;
-            if let Some(shell) = parked.take(&key, |shell| shell.ticket.is(&ticket)) {
-                shell.ticket.hang_up(&relay).await;
-            }
-        });
+    }
+}
+
+impl Present {
+    /// A newer connection has the session of this one, whose network may be gone with nobody knowing.
+    async fn supersede(self) {
+        self.client.gone.cancel();
+        self.client.leave(true).await;
+        let why = "a newer connection has this one's `auth.session`: give each connection a session of its own";
+        let why = Error::new(Code::Cancelled, "session_taken", why);
+        tokio::spawn(async move { send_away(self.socket, &why).await });
     }
 }
 
@@ -251,21 +256,9 @@ async fn carry(mut process: Process, socket: SocketRef, sent: Arc<StdMutex<u64>>
                 return true;
             }
             Err(error) => {
-                let told = json!({"code": error.code.as_str(), "message": error.message});
-                deliver(&socket, "error", &told).await;
+                deliver(&socket, "error", &told(&error)).await;
                 return true;
             }
-        }
-    }
-}
-
-/// Sends an event, and waits while the client's queue is full; `false` when it is gone.
-async fn deliver(socket: &SocketRef, event: &str, value: &Value) -> bool {
-    loop {
-        match socket.emit(event, value) {
-            Ok(()) => return true,
-            Err(SendError::Socket(SocketError::InternalChannelFull)) => tokio::time::sleep(FULL_PAUSE).await,
-            Err(_) => return false,
         }
     }
 }
@@ -312,6 +305,17 @@ fn unfinished(bytes: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_in_bounds_or_refused_by_its_field() {
+        let size = |cols, rows| Size::try_from(Asked { cols, rows });
+        assert_eq!(size(1, 10_000).expect("in bounds"), Size { cols: 1, rows: 10_000 });
+        for (cols, rows, field) in [(0, 24, "cols"), (80, 70_000, "rows"), (-1, 24, "cols"), (80, i64::MAX, "rows")] {
+            let error = size(cols, rows).expect_err("out of bounds");
+            assert_eq!(error.code, Code::InvalidArgument);
+            assert_eq!(error.message, format!("{field}: use a number from 1 to 10000"));
+        }
+    }
 
     #[test]
     fn no_character_is_cut_and_no_byte_is_lost() {

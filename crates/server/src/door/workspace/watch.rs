@@ -3,7 +3,8 @@
 
 mod ignored;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,12 +13,14 @@ use dispense_api::method::Method;
 use dispense_api::v1;
 use dispense_api::v1::watch_files_response::Kind;
 use ignored::{Ignored, is_of_tools, list_of};
+use serde_json::Value;
 use socketioxide::extract::SocketRef;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::{Client, ROOT, START_TIMEOUT, emit};
+use super::events::deliver;
+use super::{Client, ROOT, START_TIMEOUT};
 use crate::relay::Origin;
 use crate::relay::call::Answers;
 
@@ -25,7 +28,8 @@ use crate::relay::call::Answers;
 const DEBOUNCE: Duration = Duration::from_millis(150);
 /// A burst that does not end is told in between.
 const BURST_MAX: Duration = Duration::from_secs(1);
-/// Directories that one client follows.
+/// BOUND: directories that one client follows. Beyond, the one that was fetched longest ago is followed no more:
+/// the newest are what somebody looks at.
 const FOLLOWED_MAX: usize = 500;
 /// Before a watch that ended is opened again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -36,43 +40,109 @@ pub(super) struct Watch(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    folders: BTreeSet<String>,
+    folders: Folders,
+    /// How often the client has fetched one.
+    fetches: u64,
     task: Option<JoinHandle<()>>,
 }
 
-impl Watch {
-    /// Follows a directory, from the first one on.
-    pub(super) async fn follow(&self, socket: &SocketRef, path: &str) {
-        let mut state = self.0.lock().await;
-        if state.folders.len() < FOLLOWED_MAX {
-            state.folders.insert(normal(path).to_owned());
-        }
-        if state.task.as_ref().is_none_or(JoinHandle::is_finished) {
-            state.task = Some(tokio::spawn(watch_task(socket.clone())));
+/// Directories by their normal paths.
+pub(super) type Folders = BTreeMap<String, Followed>;
+
+/// A directory that is followed.
+#[derive(Debug, Default)]
+pub(super) struct Followed {
+    /// When it was fetched last, in fetches.
+    fetched: u64,
+    /// Of what the client was told last, if that is known to have come.
+    told: Option<u64>,
+}
+
+impl State {
+    /// Counts a fetch; forgets who has to go for it.
+    fn fetched(&mut self, path: &str, tree: u64) {
+        self.fetches += 1;
+        self.folders.insert(path.to_owned(), Followed { fetched: self.fetches, told: Some(tree) });
+        if self.folders.len() > FOLLOWED_MAX {
+            // One that is just being fetched has no number yet, and is not the oldest for that.
+            let fetched = self.folders.iter().filter(|(_, followed)| followed.fetched > 0);
+            let oldest = fetched.min_by_key(|(_, followed)| followed.fetched).map(|(path, _)| path.clone());
+            oldest.and_then(|path| self.folders.remove(&path));
         }
     }
 
-    /// The client is gone.
-    pub(super) async fn stop(&self) {
-        if let Some(task) = self.0.lock().await.task.take() {
-            task.abort();
+    /// Adds what was followed before all that is followed now. What of it was told may not have come.
+    fn add_older(&mut self, older: Folders) {
+        let last = older.values().map(|followed| followed.fetched).max().unwrap_or_default();
+        self.fetches += last;
+        self.folders.values_mut().filter(|followed| followed.fetched > 0).for_each(|followed| followed.fetched += last);
+        for (path, followed) in older {
+            self.folders.entry(path).or_insert(Followed { told: None, ..followed });
         }
     }
 
-    async fn follows(&self, folder: &str) -> bool {
-        self.0.lock().await.folders.contains(folder)
-    }
-
-    async fn all(&self) -> BTreeSet<String> {
-        self.0.lock().await.folders.clone()
+    fn watch(&mut self, socket: &SocketRef) {
+        self.task = Some(tokio::spawn(watch_task(socket.clone())));
     }
 }
 
-/// As a client may write the workspace itself.
-fn normal(path: &str) -> &str {
-    match path.trim_end_matches('/').trim_start_matches("./") {
-        "." => "",
-        path => path,
+fn digest(tree: &Value) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    tree.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Watch {
+    /// Notices changes of a directory that is being fetched; whether it is followed from now on only.
+    pub(super) async fn expect(&self, path: &str) -> bool {
+        let mut state = self.0.lock().await;
+        let is_new = !state.folders.contains_key(path);
+        state.folders.entry(path.to_owned()).or_default();
+        is_new
+    }
+
+    /// Follows a directory no more.
+    pub(super) async fn forget(&self, path: &str) {
+        self.0.lock().await.folders.remove(path);
+    }
+
+    /// Follows again what the client followed before it was cut off, and tells it all of that once.
+    pub(super) async fn resume(&self, socket: &SocketRef, folders: Folders) {
+        if folders.is_empty() {
+            return;
+        }
+        let mut state = self.0.lock().await;
+        state.add_older(folders);
+        // A new watch compares everything when it begins.
+        if let Some(task) = state.task.take() {
+            task.abort();
+        }
+        state.watch(socket);
+    }
+
+    /// The client is gone; what it followed.
+    pub(super) async fn stop(&self) -> Folders {
+        let mut state = self.0.lock().await;
+        if let Some(task) = state.task.take() {
+            task.abort();
+        }
+        std::mem::take(&mut state.folders)
+    }
+
+    async fn follows(&self, folder: &str) -> bool {
+        self.0.lock().await.folders.contains_key(folder)
+    }
+
+    async fn all(&self) -> BTreeSet<String> {
+        self.0.lock().await.folders.keys().cloned().collect()
+    }
+
+    /// Notes what is told of a directory; whether it is something else than before. `None` when it is followed no more.
+    async fn is_news(&self, folder: &str, tree: &Value) -> Option<bool> {
+        let digest = Some(digest(tree));
+        let mut state = self.0.lock().await;
+        let followed = state.folders.get_mut(folder)?;
+        Some(std::mem::replace(&mut followed.told, digest) != digest)
     }
 }
 
@@ -89,6 +159,19 @@ async fn watch_task(socket: SocketRef) {
 }
 
 impl Client {
+    /// Follows a directory whose tree the client is told, from the first one on.
+    pub(super) async fn follow(&self, socket: &SocketRef, path: &str, tree: &Value) {
+        let mut state = self.watch.0.lock().await;
+        // Who has left before this would have a watch for ever.
+        if self.gone.is_cancelled() {
+            return;
+        }
+        state.fetched(path, digest(tree));
+        if state.task.as_ref().is_none_or(JoinHandle::is_finished) {
+            state.watch(socket);
+        }
+    }
+
     async fn watch_once(&self, socket: &SocketRef) -> Result<(), Error> {
         let route = self.route(Method::WatchFiles).await?;
         let request =
@@ -112,13 +195,22 @@ impl Client {
                 }
             }
             for folder in folders {
-                // One that went is told as a change of the one that it was in.
-                if let Ok(tree) = self.tree(&folder).await {
-                    emit(socket, "file:refresh", &tree);
-                }
+                self.refresh(socket, &folder, burst.everything).await;
             }
         }
         Ok(())
+    }
+
+    /// Tells a directory again, or only where it is not as it was told last.
+    async fn refresh(&self, socket: &SocketRef, folder: &str, only_news: bool) {
+        // One that went is told as a change of the one that it was in.
+        let Ok(tree) = self.tree(folder).await else { return };
+        match self.watch.is_news(folder, &tree).await {
+            Some(is_news) if is_news || !only_news => {
+                deliver(socket, "file:refresh", &tree).await;
+            }
+            _ => {}
+        }
     }
 
     /// Reads the lists on the way to a path that are not known yet.
@@ -136,7 +228,7 @@ impl Client {
 struct Burst {
     /// Relative to the workspace.
     paths: BTreeSet<String>,
-    /// There were too many to tell.
+    /// There were too many to tell, or the watch has just begun.
     everything: bool,
 }
 
@@ -158,8 +250,9 @@ async fn next_burst(answers: &mut Answers) -> Result<Option<Burst>, Error> {
         };
         let Some(event) = event else { return Ok(first.map(|_| burst)) };
         match event.kind() {
-            Kind::Unspecified | Kind::Ready => continue,
-            Kind::Overflow => burst.everything = true,
+            Kind::Unspecified => continue,
+            // What changed since a directory was told, or while there was no watch, is seen by looking.
+            Kind::Ready | Kind::Overflow => burst.everything = true,
             Kind::Created | Kind::Modified | Kind::Removed | Kind::Moved => {}
         }
         for path in [&event.path, &event.from] {
@@ -175,11 +268,37 @@ async fn next_burst(answers: &mut Answers) -> Result<Option<Burst>, Error> {
 mod tests {
     use super::*;
 
+    fn paths(state: &State) -> Vec<&str> {
+        state.folders.keys().map(String::as_str).collect()
+    }
+
     #[test]
-    fn the_workspace_has_many_names() {
-        for path in ["", ".", "./", "/"] {
-            assert_eq!(normal(path), "", "{path}");
+    fn the_newest_are_followed() {
+        let mut state = State::default();
+        for number in 0..FOLLOWED_MAX {
+            state.fetched(&format!("{number:04}"), 0);
         }
-        assert_eq!(normal("./src/"), "src");
+        assert_eq!(state.folders.len(), FOLLOWED_MAX);
+        // Fetched again, it is new again.
+        state.fetched("0000", 0);
+        state.fetched("new", 0);
+        assert_eq!(state.folders.len(), FOLLOWED_MAX);
+        assert!(state.folders.contains_key("0000") && state.folders.contains_key("new"));
+        assert!(!state.folders.contains_key("0001"), "it was fetched longest ago");
+    }
+
+    #[test]
+    fn what_is_found_again_is_older_than_what_is_fetched_since() {
+        let mut before = State::default();
+        for path in ["a", "b"] {
+            before.fetched(path, 1);
+        }
+        let mut state = State::default();
+        state.fetched("b", 2);
+        state.add_older(before.folders);
+        assert_eq!(paths(&state), ["a", "b"]);
+        assert_eq!(state.folders["a"].told, None, "it may not have come");
+        assert_eq!(state.folders["b"].told, Some(2));
+        assert!(state.folders["a"].fetched < state.folders["b"].fetched);
     }
 }

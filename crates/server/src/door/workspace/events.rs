@@ -1,0 +1,223 @@
+//! The events of a client, and what it is answered: every one is acknowledged, and a failure is an `error` event too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dispense_api::error::{Code, Error};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use socketioxide::extract::{AckSender, Event, SocketRef, TryData};
+use socketioxide::socket::DisconnectReason;
+use socketioxide::{SendError, SocketError, TransportType};
+
+use super::{Client, files, terminal};
+use crate::auth::until::KEY_ENDED;
+use crate::sandbox::spec::clip;
+
+const FETCH_DIR: Known = Known { name: "fetchDir", takes: "{path}" };
+const FETCH_CONTENT: Known = Known { name: "fetchContent", takes: "{path}" };
+const UPDATE_CONTENT: Known =
+    Known { name: "updateContent", takes: "{path, content, encoding?}: strings, or `content` as a Buffer" };
+const TERMINAL_WRITE: Known = Known { name: "terminal:write", takes: "{data}: a string" };
+const TERMINAL_RESIZE: Known = Known { name: "terminal:resize", takes: "{cols, rows}: whole numbers" };
+const ALL: [Known; 5] = [FETCH_DIR, FETCH_CONTENT, UPDATE_CONTENT, TERMINAL_WRITE, TERMINAL_RESIZE];
+/// Before a client that takes nothing is tried again; its queue is bounded.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
+
+/// An event that there is.
+#[derive(Clone, Copy)]
+struct Known {
+    name: &'static str,
+    takes: &'static str,
+}
+
+impl Known {
+    fn malformed(self) -> Error {
+        Error::new(Code::InvalidArgument, "payload", format!("`{}` takes {}", self.name, self.takes))
+    }
+}
+
+/// Of events that name a path.
+#[derive(Debug, Deserialize)]
+struct PathData {
+    path: String,
+}
+
+/// A client has come in: takes its events from now on, and then gives it what it left. Not `async` itself: no event may
+/// come before there is somebody who takes it.
+pub(super) fn connected(socket: SocketRef) -> impl Future<Output = ()> + Send {
+    // Before any event: what the client types is for the terminal that it finds again.
+    let found = client(&socket).map(|client| (client.hold_terminal(), client));
+    listen(&socket);
+    async move {
+        let Some((terminal, client)) = found else { return };
+        tokio::spawn(leave_with_key(socket.clone(), client.clone()));
+        if let Some(terminal) = terminal {
+            client.resume(&socket, terminal).await;
+        }
+        if !socket.connected() {
+            // It may have gone before there was somebody to tell.
+            gone(&client, true).await;
+        }
+    }
+}
+
+fn listen(socket: &SocketRef) {
+    on(socket, FETCH_DIR, async |client, socket, data: PathData| {
+        let tree = client.list(&socket, &data.path).await?;
+        emit(&socket, "file:refresh", &tree);
+        Ok(tree)
+    });
+    on(socket, FETCH_CONTENT, async |client, socket, data: PathData| {
+        let content = client.read(&data.path).await?;
+        emit(&socket, "file:content", &content);
+        Ok(content)
+    });
+    on(socket, UPDATE_CONTENT, async |client, _, update: files::Update| client.write(update).await.map(|()| json!({})));
+    on(socket, TERMINAL_WRITE, async |client, socket, typed: terminal::Typed| {
+        client.type_in(&socket, typed).await.map(|()| json!({}))
+    });
+    on(socket, TERMINAL_RESIZE, async |client, socket, size: terminal::Asked| {
+        client.resize(&socket, size).await.map(|()| json!({}))
+    });
+    socket.on_fallback(async |socket: SocketRef, Event(name): Event, ack: AckSender| {
+        answer(&socket, ack, Err(unknown(&name)));
+    });
+    socket.on_disconnect(async |socket: SocketRef, why: DisconnectReason| {
+        let cut_off = match why {
+            DisconnectReason::HeartbeatTimeout => true,
+            // Polling has no connection to lose: that is a client who left while it changed to a WebSocket.
+            DisconnectReason::TransportError => socket.transport_type() == TransportType::Websocket,
+            _ => false,
+        };
+        tracing::debug!(%why, cut_off, "a workspace's client is gone");
+        if let Some(client) = client(&socket) {
+            gone(&client, cut_off).await;
+        }
+    });
+}
+
+/// Takes an event.
+fn on<T, H, F>(socket: &SocketRef, event: Known, handle: H)
+where
+    T: DeserializeOwned + Send + Sync + 'static,
+    H: Fn(Arc<Client>, SocketRef, T) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Value, Error>> + Send + 'static,
+{
+    socket.on(event.name, move |socket: SocketRef, data: TryData<T>, ack: AckSender| async move {
+        let done = match (present(&socket), data.0) {
+            (Ok(client), Ok(data)) => handle(client, socket.clone(), data).await,
+            (Ok(_), Err(_)) => Err(event.malformed()),
+            (Err(error), _) => Err(error),
+        };
+        answer(&socket, ack, done);
+    });
+}
+
+async fn gone(client: &Arc<Client>, cut_off: bool) {
+    client.gone.cancel();
+    client.leave(cut_off).await;
+}
+
+/// A client whose key opens nothing any more is sent away.
+async fn leave_with_key(socket: SocketRef, client: Arc<Client>) {
+    tokio::select! {
+        () = client.parts.keys.ended(&client.caller.key_id) => {}
+        () = client.gone.cancelled() => return,
+    }
+    send_away(socket, &Error::new(Code::Unauthenticated, "unauthenticated", KEY_ENDED)).await;
+}
+
+/// Tells a client why it has to go, and ends its connection. One that takes nothing is waited for until its heartbeat fails.
+pub(super) async fn send_away(socket: SocketRef, why: &Error) {
+    deliver(&socket, "error", &told(why)).await;
+    while let Err(error) = socket.clone().disconnect() {
+        if !matches!(error, SocketError::InternalChannelFull) {
+            return tracing::debug!(%error, "a client was gone before it was sent away");
+        }
+        tokio::time::sleep(FULL_PAUSE).await;
+    }
+}
+
+fn client(socket: &SocketRef) -> Option<Arc<Client>> {
+    socket.extensions.get::<Arc<Client>>()
+}
+
+/// The client of a connection, as long as the connection is its own.
+fn present(socket: &SocketRef) -> Result<Arc<Client>, Error> {
+    let client = client(socket).filter(|client| !client.gone.is_cancelled());
+    client.ok_or_else(ended)
+}
+
+/// This connection is not the client's any more.
+pub(super) fn ended() -> Error {
+    Error::new(Code::Cancelled, "connection_ended", "this connection has ended: connect again")
+}
+
+fn unknown(event: &str) -> Error {
+    let all: Vec<String> = ALL.iter().map(|known| format!("`{}`", known.name)).collect();
+    let message = format!("there is no event `{}`: there are {}", clip(event), all.join(", "));
+    Error::new(Code::Unimplemented, "event_unknown", message)
+}
+
+/// Acknowledges an event: `{ok: true, …}`, or `{ok: false, error}` and an `error` event.
+fn answer(socket: &SocketRef, ack: AckSender, result: Result<Value, Error>) {
+    let body = match result {
+        Ok(mut value) => {
+            value["ok"] = Value::Bool(true);
+            value
+        }
+        Err(error) => {
+            let told = told(&error);
+            emit(socket, "error", &told);
+            json!({"ok": false, "error": told})
+        }
+    };
+    if let Err(error) = ack.send(&body) {
+        tracing::debug!(%error, "an event was not acknowledged");
+    }
+}
+
+/// `{code, message}`
+pub(super) fn told(error: &Error) -> Value {
+    json!({"code": error.code.as_str(), "message": clip_long(&error.message)})
+}
+
+fn emit(socket: &SocketRef, event: &str, value: &Value) {
+    // A client that is gone, or takes nothing, needs no more.
+    if let Err(error) = socket.emit(event, value) {
+        tracing::debug!(%error, event, "not sent");
+    }
+}
+
+/// Sends an event, and waits while the client's queue is full; `false` when it is gone.
+pub(super) async fn deliver(socket: &SocketRef, event: &str, value: &Value) -> bool {
+    loop {
+        match socket.emit(event, value) {
+            Ok(()) => return true,
+            Err(SendError::Socket(SocketError::InternalChannelFull)) => tokio::time::sleep(FULL_PAUSE).await,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn clip_long(text: &str) -> String {
+    const MESSAGE_CHARS: usize = 1000;
+    if text.chars().count() <= MESSAGE_CHARS { text.to_owned() } else { format!("{}…", clip(text)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_what_there_is() {
+        let error = unknown("fetchFile");
+        assert_eq!(error.code, Code::Unimplemented);
+        for name in ["`fetchFile`", "`fetchDir`", "`updateContent`", "`terminal:resize`"] {
+            assert!(error.message.contains(name), "{error}");
+        }
+        assert_eq!(FETCH_DIR.malformed().message, "`fetchDir` takes {path}");
+    }
+}
