@@ -42,11 +42,12 @@ const proxy = net.createServer((client) => {
   for (const end of [client, pair.server]) end.on('error', () => {});
 });
 await new Promise((resolve) => proxy.listen(0, '127.0.0.1', resolve));
-const vanish = () => {
+const vanish = ({ stuck } = {}) => {
   const gone = [...pairs];
   pairs.clear();
   for (const pair of gone) {
     pair.frozen = true;
+    if (stuck) pair.server.pause();
     pair.client.destroy();
   }
   return gone;
@@ -119,6 +120,51 @@ await inside('rm -rf /workspace/*; mkdir -p src other');
   assert.deepEqual(await ended, { code: 3 });
   assert.ok(seen.text.includes('last'), seen.text.slice(-200));
   other.server.destroy();
+  socket.disconnect();
+}
+
+// Where nothing takes what the server sends either, until its queue is full: that does not keep the session. Of what
+// went into the queue the last 4 MiB are told again.
+{
+  const [socket, seen] = named('stuck');
+  await event(socket, 'connect');
+  const begun = event(socket, 'terminal:data', () => seen.text.includes('begin\r\n'));
+  const most = 40_000_000;
+  const flood = `while ! test -e /workspace/flood; do sleep 0.1; done; head -c ${most} /dev/zero | tr '\\0' x; echo the-e''nd`;
+  await ask(socket, 'terminal:write', { data: `stty -echo; echo be''gin; ${flood}\n` });
+  await begun;
+  socket.io.reconnection(false);
+  const cut = event(socket, 'disconnect');
+  const [stuck] = vanish({ stuck: true });
+  await cut;
+  // It has written what the server and the sockets between hold, and waits.
+  const written = async () => Number((await inside("awk '$1 == \"wchar:\" {print $2}' /proc/$(pgrep -x tr)/io")).trim());
+  await inside('touch flood; until pgrep -x tr; do sleep 0.1; done');
+  for (let before = -1, now = 0; now !== before; ) [before, now] = [now, await written()];
+  const all = event(socket, 'terminal:data', ({ data }) => data.includes('the-end'));
+  socket.connect();
+  await all;
+  assert.ok(seen.text.match(/x/g).length >= 4_000_000, `${seen.text.length}`);
+  stuck.server.destroy();
+  socket.disconnect();
+}
+
+// What is typed without waiting for answers arrives in its order.
+{
+  const [socket, seen] = named('typing');
+  await event(socket, 'connect');
+  const ready = event(socket, 'terminal:data', () => seen.text.includes('ready'));
+  await ask(socket, 'terminal:write', { data: 'stty -echo; echo rea""dy; cat\n' });
+  await ready;
+  const wanted = Array.from({ length: 2000 }, (_, at) => `key ${at}`);
+  const all = event(socket, 'terminal:data', () => seen.text.match(/key \d+\r\n/g)?.length === wanted.length);
+  for (const key of wanted) socket.emit('terminal:write', { data: `${key}\n` });
+  await all;
+  assert.deepEqual(seen.text.match(/key \d+/g), wanted);
+  // And so do a file's contents.
+  for (let at = 0; at < 50; at += 1) socket.emit('updateContent', { path: 'typed', content: `${at}` });
+  assert.ok((await ask(socket, 'updateContent', { path: 'typed', content: 'last' })).ok);
+  assert.equal(await inside('cat typed'), 'last');
   socket.disconnect();
 }
 

@@ -99,6 +99,7 @@ pub(super) struct Client {
     recovery: Arc<Recovery>,
     terminal: Terminal,
     watch: watch::Watch,
+    lanes: events::Lanes,
     /// It has disconnected, or a newer connection has its session.
     gone: CancellationToken,
 }
@@ -236,6 +237,7 @@ async fn enter(
         recovery,
         terminal: Terminal::default(),
         watch: watch::Watch::default(),
+        lanes: events::Lanes::default(),
         gone: CancellationToken::new(),
     };
     socket.extensions.insert(Arc::new(client));

@@ -1,6 +1,6 @@
 //! The events of a client, and what it is answered: every one is acknowledged, and a failure is an `error` event too.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dispense_api::error::{Code, Error};
@@ -10,17 +10,23 @@ use serde_json::{Value, json};
 use socketioxide::extract::{AckSender, Event, SocketRef, TryData};
 use socketioxide::socket::DisconnectReason;
 use socketioxide::{SendError, SocketError, TransportType};
+use tokio::sync::oneshot;
 
 use super::{Client, files, terminal};
 use crate::auth::until::KEY_ENDED;
 use crate::sandbox::spec::clip;
 
-const FETCH_DIR: Known = Known { name: "fetchDir", takes: "{path}" };
-const FETCH_CONTENT: Known = Known { name: "fetchContent", takes: "{path}" };
-const UPDATE_CONTENT: Known =
-    Known { name: "updateContent", takes: "{path, content, encoding?}: strings, or `content` as a Buffer" };
-const TERMINAL_WRITE: Known = Known { name: "terminal:write", takes: "{data}: a string" };
-const TERMINAL_RESIZE: Known = Known { name: "terminal:resize", takes: "{cols, rows}: whole numbers" };
+const FETCH_DIR: Known = Known { name: "fetchDir", takes: "{path}", lane: None };
+const FETCH_CONTENT: Known = Known { name: "fetchContent", takes: "{path}", lane: None };
+const UPDATE_CONTENT: Known = Known {
+    name: "updateContent",
+    takes: "{path, content, encoding?}: strings, or `content` as a Buffer",
+    lane: Some(|lanes| &lanes.files),
+};
+const TERMINAL_WRITE: Known =
+    Known { name: "terminal:write", takes: "{data}: a string", lane: Some(|lanes| &lanes.terminal) };
+const TERMINAL_RESIZE: Known =
+    Known { name: "terminal:resize", takes: "{cols, rows}: whole numbers", lane: Some(|lanes| &lanes.terminal) };
 const ALL: [Known; 5] = [FETCH_DIR, FETCH_CONTENT, UPDATE_CONTENT, TERMINAL_WRITE, TERMINAL_RESIZE];
 /// Before a client that takes nothing is tried again; its queue is bounded.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
@@ -30,6 +36,46 @@ const FULL_PAUSE: Duration = Duration::from_millis(5);
 struct Known {
     name: &'static str,
     takes: &'static str,
+    /// Where it waits for those that came before it.
+    lane: Option<fn(&Lanes) -> &Lane>,
+}
+
+/// What of a client is done in the order in which it came: the library makes a task of each event.
+#[derive(Default)]
+pub(super) struct Lanes {
+    terminal: Lane,
+    files: Lane,
+}
+
+/// The end of the last event that came; it is over when its other half is dropped.
+#[derive(Default)]
+struct Lane(Mutex<Option<oneshot::Receiver<()>>>);
+
+/// The place of one event in its lane.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    _over: oneshot::Sender<()>,
+}
+
+impl Lane {
+    fn enter(&self) -> Turn {
+        let (over, end) = oneshot::channel();
+        let before = self.0.lock().expect("no holder panics").replace(end);
+        Turn { before, _over: over }
+    }
+}
+
+impl Turn {
+    /// Waits for those before it.
+    ///
+    /// CANCEL SAFETY: who waits again goes on waiting for the same.
+    async fn comes(&mut self) {
+        if let Some(before) = &mut self.before {
+            // Nothing is ever sent: it ends.
+            let _ = before.await;
+            self.before = None;
+        }
+    }
 }
 
 impl Known {
@@ -105,13 +151,21 @@ where
     H: Fn(Arc<Client>, SocketRef, T) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Result<Value, Error>> + Send + 'static,
 {
-    socket.on(event.name, move |socket: SocketRef, data: TryData<T>, ack: AckSender| async move {
-        let done = match (present(&socket), data.0) {
-            (Ok(client), Ok(data)) => handle(client, socket.clone(), data).await,
-            (Ok(_), Err(_)) => Err(event.malformed()),
-            (Err(error), _) => Err(error),
-        };
-        answer(&socket, ack, done);
+    socket.on(event.name, move |socket: SocketRef, data: TryData<T>, ack: AckSender| {
+        // Now, and not in the task that the library makes of the rest.
+        let turn = event.lane.and_then(|lane| Some(lane(&client(&socket)?.lanes).enter()));
+        async move {
+            let mut turn = turn;
+            if let Some(turn) = &mut turn {
+                turn.comes().await;
+            }
+            let done = match (present(&socket), data.0) {
+                (Ok(client), Ok(data)) => handle(client, socket.clone(), data).await,
+                (Ok(_), Err(_)) => Err(event.malformed()),
+                (Err(error), _) => Err(error),
+            };
+            answer(&socket, ack, done);
+        }
     });
 }
 
@@ -209,7 +263,22 @@ fn clip_long(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn events_of_a_lane_have_their_turns_as_they_came() {
+        let lane = Lane::default();
+        let (mut first, mut second, mut third) = (lane.enter(), lane.enter(), lane.enter());
+        first.comes().await;
+        assert!(third.comes().now_or_never().is_none());
+        assert!(second.comes().now_or_never().is_none());
+        drop(first);
+        second.comes().await;
+        drop(second);
+        third.comes().await;
+    }
 
     #[test]
     fn an_error_names_what_there_is() {
