@@ -65,14 +65,14 @@ fn what_makes_no_key_is_refused_with_the_field() {
             ("POST", "/api/v1/keys", Some(json!({"name": ""})), 400, "name"),
             ("POST", "/api/v1/keys", Some(json!({"name": "a", "role": "king"})), 400, "role"),
             ("POST", "/api/v1/keys", Some(json!({"name": "a", "role": "admin", "group": "g"})), 400, "role"),
-            ("POST", "/api/v1/keys", Some(json!({"name": "a", "sandboxIds": ["x"]})), 400, "scope.sandboxes"),
+            ("POST", "/api/v1/keys", Some(json!({"name": "a", "sandboxIds": ["x"]})), 400, "sandboxIds"),
             ("POST", "/api/v1/keys", Some(json!({"name": "a", "colour": "red"})), 400, "body"),
             ("GET", "/api/v1/keys?all=perhaps", None, 400, "query"),
             ("POST", "/api/v1/keys/nobody/rotate", None, 404, ""),
             ("POST", "/api/v1/keys/nobody/rotate?overlapSecs=-1", None, 400, "query"),
             ("DELETE", "/api/v1/keys/nobody", None, 404, ""),
             ("DELETE", "/api/v1/keys/admin", None, 409, ""),
-            ("GET", "/api/v1/audit?pageSize=5000", None, 400, "page_size"),
+            ("GET", "/api/v1/audit?pageSize=5000", None, 400, "pageSize"),
         ];
         for (verb, path, body, status, field) in cases {
             let (got, refused) = curl.call(verb, path, body);

@@ -135,7 +135,7 @@ fn a_body_over_the_bound_is_refused() {
         );
         let answer = exchange(address, request.as_bytes()).expect("an answer");
         let text = String::from_utf8_lossy(&answer);
-        assert!(text.is_empty() || text.starts_with("HTTP/1.1 429"), "{text}");
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 413"), "{text}");
     });
 }
 

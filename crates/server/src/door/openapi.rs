@@ -38,7 +38,7 @@ pub(super) enum Body {
 pub(super) enum Answer {
     Json(u16, Value),
     /// Of this content type.
-    Text(&'static str),
+    Text(&'static [&'static str]),
     /// Any bytes, or a range of them.
     Bytes,
 }
@@ -124,7 +124,10 @@ fn operation(route: &Described) -> Value {
     }
     let (status, content) = match &route.answer {
         Answer::Json(status, schema) => (*status, json!({"application/json": {"schema": schema}})),
-        Answer::Text(kind) => (200, json!({*kind: {"schema": {"type": "string"}}})),
+        Answer::Text(kinds) => {
+            let text = |kind: &&str| ((*kind).to_owned(), json!({"schema": {"type": "string"}}));
+            (200, kinds.iter().map(text).collect::<Map<_, _>>().into())
+        }
         Answer::Bytes => (200, json!({BYTES: {}})),
     };
     let mut operation = json!({

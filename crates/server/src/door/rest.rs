@@ -169,9 +169,9 @@ async fn metrics(State(parts): State<Arc<Parts>>, headers: HeaderMap) -> Answer<
     let text = parts.metrics.render(&census);
     let accepted = headers.get_all(http::header::ACCEPT).iter().filter_map(|accepted| accepted.to_str().ok());
     let (content_type, text) = if accepted.into_iter().any(|accepted| accepted.contains(OPENMETRICS)) {
-        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+        (describe::METRICS[1], text)
     } else {
-        ("text/plain; version=0.0.4; charset=utf-8", plain(&text))
+        (describe::METRICS[0], plain(&text))
     };
     Ok(([(http::header::CONTENT_TYPE, content_type)], text).into_response())
 }

@@ -38,14 +38,18 @@ pub(in crate::door) fn described(schemas: &mut SchemaGenerator) -> Vec<Described
     all
 }
 
+/// The one that everybody reads, and that for those who ask for it.
+pub(super) const METRICS: [&str; 2] =
+    ["text/plain; version=0.0.4; charset=utf-8", "application/openmetrics-text; version=1.0.0; charset=utf-8"];
+
 fn plain() -> Vec<Described> {
-    let text = |path, summary, kind| read(path, summary, Answer::Text(kind));
+    let text = |path, summary, kinds| read(path, summary, Answer::Text(kinds));
     vec![
-        text("/healthz", "Says that the process answers", "text/plain; charset=utf-8"),
-        text("/readyz", "Says that the database takes changes", "text/plain; charset=utf-8"),
-        text("/metrics", "Metrics for Prometheus", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        text("/healthz", "Says that the process answers", &["text/plain; charset=utf-8"]),
+        text("/readyz", "Says that the database takes changes", &["text/plain; charset=utf-8"]),
+        text("/metrics", "Metrics for Prometheus", &METRICS),
         read("/openapi.json", "This document", Answer::Json(200, serde_json::json!({"type": "object"}))),
-        text("/docs", "This document, for people", "text/html; charset=utf-8"),
+        text("/docs", "This document, for people", &["text/html; charset=utf-8"]),
     ]
 }
 
@@ -100,7 +104,7 @@ fn sandboxes(schemas: &mut SchemaGenerator) -> Vec<Described> {
         read(
             "/api/v1/events",
             "Follows what happens to sandboxes, as server-sent events or over a WebSocket",
-            Answer::Text("text/event-stream"),
+            Answer::Text(&["text/event-stream"]),
         )
         .with_query::<EventsQuery>(schemas),
     ]

@@ -13,7 +13,7 @@ use super::json::time;
 use super::{Answer, Parts, bad_body, bad_query};
 use crate::auth::issue::NewKey;
 use crate::auth::{ApiKey, Principal, Role, Scope};
-use crate::sandbox::spec::invalid;
+use crate::sandbox::spec::{invalid, renamed};
 
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -131,7 +131,8 @@ pub(super) async fn create(
         "" => Role::Member,
         text => Role::parse(text).ok_or_else(|| invalid("role", "use viewer, member or admin"))?,
     };
-    let scope = Scope::of(&body.group, &body.sandbox_ids)?;
+    let scope = Scope::of(&body.group, &body.sandbox_ids);
+    let scope = scope.map_err(|error| renamed(error, |field| field.replace("scope.sandboxes", "sandboxIds")))?;
     let expires_in_secs = match body.expires_in_secs {
         // Somebody's time was up, who does not want a key for ever.
         Some(0) => {
