@@ -23,8 +23,8 @@ use terminal::RawMode;
 
 /// A second request to end that comes this much later than the first means it: the process is killed.
 const KILL_AFTER: Duration = Duration::from_secs(2);
-/// A sandbox that starts is waited for by its runner; a command that has not begun by then is not about to.
-const START_TIMEOUT: Duration = Duration::from_secs(150);
+/// A sandbox waits for a runner for a minute and is filled for two; a command that has not begun by then is not about to.
+const START_TIMEOUT: Duration = Duration::from_secs(200);
 const SIGHUP: u32 = 1;
 const SIGTERM: u32 = 15;
 const SIGKILL: u32 = 9;

@@ -201,7 +201,10 @@ fn who_waits_is_told_when_the_server_ends() {
     up.stop();
     let answered = waits.wait_with_output().expect("it ends");
     let told = String::from_utf8_lossy(&answered.stdout).into_owned();
-    assert!(told.contains("\"code\":\"unavailable\"") && told.contains("about to end"), "{told}");
+    assert!(
+        told.contains("\"code\":\"unavailable\"") && told.contains("about to end") && told.contains("sandbox `box` is"),
+        "{told}"
+    );
     host.finish();
 }
 

@@ -34,6 +34,10 @@ pub(crate) async fn purge_task(sandboxes: Arc<Sandboxes>, shutdown: Cancellation
             () = shutdown.cancelled() => return,
             _ = tick.tick() => {}
         }
+        // To its end: what it holds is nowhere else.
+        if let Err(error) = sandboxes.write_usage(false).await {
+            tracing::warn!(%error, "write what was used: the next pass tries again");
+        }
         // A pass may be long, and goes on at the next start.
         let done = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -46,7 +50,6 @@ pub(crate) async fn purge_task(sandboxes: Arc<Sandboxes>, shutdown: Cancellation
 }
 
 async fn purge_once(sandboxes: &Sandboxes) -> Result<(), Error> {
-    sandboxes.write_usage(false).await?;
     let (now, store) = (sandboxes.clock.now(), &sandboxes.store);
     let before = |kept: Duration| now - i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
     let dead: Removal = |tx, before, at_most| Box::pin(sandboxes::purge(tx, before, at_most));

@@ -9,7 +9,6 @@ mod progress;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -20,7 +19,7 @@ use dispense_client::{Client, Code, Error, v1};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use self::landing::Landing;
+use self::landing::{Landing, Links};
 pub(super) use self::progress::Progress;
 use crate::args::{CpArgs, Global, Output};
 use crate::endpoint::connect;
@@ -273,29 +272,28 @@ async fn download(client: &Client, sandbox: &str, from: &str, to: &str, progress
     if kind != Kind::File {
         return tree(client, sandbox, from, into, name.unwrap_or_default(), progress).await;
     }
-    let path = match name {
-        Some(_) => to_path.to_owned(),
-        None => into.join(name_of(&source, from)?),
-    };
-    single(client, sandbox, from, &path, progress).await
-}
-
-/// The last component, in its own bytes.
-fn name_of(file: &v1::File, from: &str) -> Result<PathBuf, Error> {
-    if !file.raw_name.is_empty() {
-        return Ok(std::ffi::OsStr::from_bytes(&file.raw_name).into());
+    if name.is_some() {
+        return single(client, sandbox, from, to_path, Links::Followed, progress).await;
     }
-    let name = Path::new(from).file_name();
-    name.map(PathBuf::from).ok_or_else(|| usage(format!("`{from}` has no name to copy to")))
+    // Of what the user wrote: the sandbox's own word for it may be another path.
+    let name = Path::new(from).file_name().ok_or_else(|| usage(format!("`{from}` has no name to copy to")))?;
+    single(client, sandbox, from, &into.join(name), Links::Replaced, progress).await
 }
 
 /// The bytes of one file, to where they are to be.
-async fn single(client: &Client, sandbox: &str, from: &str, to: &Path, progress: Progress) -> Result<Summary, Error> {
+async fn single(
+    client: &Client,
+    sandbox: &str,
+    from: &str,
+    to: &Path,
+    links: Links,
+    progress: Progress,
+) -> Result<Summary, Error> {
     let failed = |error: io::Error| local(format_args!("write {}", to.display()), &error);
     let mut stream = client.read_file(sandbox, from, 0, 0).await?;
     progress.expect(stream.file.size);
     let path = to.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Landing::open(&path)).await;
+    let opened = tokio::task::spawn_blocking(move || Landing::open(&path, links)).await;
     let mut landing = opened.map_err(|error| local("open", &error))?.map_err(failed)?;
     let mut summary = Summary { entries: 1, ..Summary::default() };
     let mut interrupts = landing.is_removable().then(interrupted);

@@ -123,7 +123,11 @@ impl Kept {
 
     /// The bytes of the name that a key below the prefix stands for.
     pub(super) fn name<'a>(&self, key: &'a str) -> Cow<'a, [u8]> {
-        if self.is_escaped { name::unescape(key).into() } else { key.as_bytes().into() }
+        let mut name = if self.is_escaped { name::unescape(key) } else { return key.as_bytes().into() };
+        if self.kind == Kind::Directory && name.ends_with(name::INSIDE.as_bytes()) {
+            name.truncate(name.len() - name::INSIDE.len());
+        }
+        name.into()
     }
 
     /// The blocks of an archive before a file's `size` bytes, which follow by themselves.

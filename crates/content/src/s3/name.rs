@@ -8,6 +8,8 @@ use std::borrow::Cow;
 /// The tree itself, which no key can be: its object says that a tree has nothing in it.
 pub(super) const TOP: &str = ".";
 const TOP_ESCAPED: &str = "%2E";
+/// Behind the name of a directory: itself. There are storages where no key goes on behind another one's end.
+pub(super) const INSIDE: &str = "/.";
 
 /// The key of a name below the prefix, and whether it is escaped.
 pub(super) fn key(name: &[u8]) -> (Cow<'_, str>, bool) {
@@ -20,7 +22,7 @@ pub(super) fn key(name: &[u8]) -> (Cow<'_, str>, bool) {
 fn must_be_escaped(name: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(name) else { return true };
     // The space at the end would not survive the storage's lists, which are XML.
-    if !text.chars().all(is_plain) || text.trim() != text || text == TOP {
+    if !text.chars().all(is_plain) || text.trim() != text || text == TOP || text.ends_with(INSIDE) {
         return true;
     }
     // Another name's escaped form? Each step is shorter, so this ends.
@@ -47,6 +49,9 @@ pub(super) fn ascii(bytes: &[u8]) -> String {
 fn escape(bytes: &[u8], keeps: impl Fn(char) -> bool) -> String {
     if bytes == TOP.as_bytes() {
         return TOP_ESCAPED.to_owned();
+    }
+    if let Some(directory) = bytes.strip_suffix(INSIDE.as_bytes()) {
+        return format!("{}/{TOP_ESCAPED}", escape(directory, keeps));
     }
     let mut pieces = Vec::new();
     for chunk in bytes.utf8_chunks() {
@@ -111,6 +116,9 @@ mod tests {
             (b"end ", "end%20"),
             (b".", "%2E"),
             (b"%2E", "%252E"),
+            (b"d/.", "d/%2E"),
+            (b"d/%2E", "d/%252E"),
+            (b"d\xff/.", "d%FF/%2E"),
             ("d/\u{85}".as_bytes(), "d/%C2%85"),
         ] {
             assert_eq!(key(name), (Cow::Owned(wanted.to_owned()), true));
@@ -119,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_come_back_and_never_meet(names in prop::collection::vec("[a%25FE0.\n \u{fffe}é]{0,7}", 2)) {
+        fn names_come_back_and_never_meet(names in prop::collection::vec("[a%25FE0./\n \u{fffe}é]{0,7}", 2)) {
             let mut keys = Vec::new();
             for name in &names {
                 let (key, is_escaped) = key(name.as_bytes());

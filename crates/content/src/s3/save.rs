@@ -124,7 +124,7 @@ impl Saving {
         if is_parent && kept.mode == Some(DIRECTORY_MODE) {
             return Ok(());
         }
-        self.put(&name, kept, &mut io::empty())
+        self.put(&[&name, name::INSIDE.as_bytes()].concat(), kept, &mut io::empty())
     }
 
     fn key(&self, name: &[u8]) -> (String, bool) {

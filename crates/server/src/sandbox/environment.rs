@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use dispense_api::error::Error;
 use dispense_api::id::SandboxId;
+use dispense_api::limits::reports;
 use sqlx::AnyConnection;
 
 use super::Sandbox;
@@ -29,6 +30,11 @@ impl Change {
     /// Parses what came from outside.
     pub(crate) fn parse(set: BTreeMap<String, String>, unset: Vec<String>) -> Result<Self, Error> {
         let set = variables(FIELD, set)?;
+        // The agent that runs has its own, and is expected to report as often as that.
+        let mut names = set.keys().chain(&unset);
+        if names.any(|name| name == reports::VARIABLE) {
+            return Err(invalid(FIELD, format_args!("`{}` is chosen when a sandbox is created", reports::VARIABLE)));
+        }
         match unset.iter().find(|name| set.contains_key(*name)) {
             None => Ok(Self { set, unset }),
             Some(name) => Err(invalid(FIELD, format_args!("`{}` is both set and removed", clip(name)))),

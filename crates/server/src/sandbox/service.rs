@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::events::Ticker;
 use crate::fleet::{Fleet, Mode, RunnerView};
 use crate::job::{Job, JobType};
-use crate::refusal::{denied, draining, unknown_job, unknown_sandbox};
+use crate::refusal::{denied, unknown_job, unknown_sandbox};
 use crate::relay::Route;
 use crate::store::{Store, StoreError, jobs, runners, sandboxes};
 
@@ -369,7 +369,7 @@ impl Sandboxes {
             }
             tokio::select! {
                 () = changed => {}
-                () = self.notices.closed() => return Err(draining()),
+                () = self.notices.closed() => return Err(goes_on(&sandbox)),
                 () = tokio::time::sleep_until(deadline) => return Err(self.waited_too_long(&sandbox, timeout)),
             }
         }
@@ -404,4 +404,13 @@ impl Sandboxes {
         let misfits = self.fleet.misfits(&sandbox.spec);
         misfits.into_iter().map(|(_, name, misfit)| (name, misfit.to_string())).collect()
     }
+}
+
+/// Nobody waits any more, since the server is about to end. What was asked for is recorded.
+fn goes_on(sandbox: &Sandbox) -> Error {
+    let (name, state) = (&sandbox.name, sandbox.life.observed.as_str());
+    let message = format!(
+        "this server is about to end: sandbox `{name}` is {state}, and what was asked for goes on: `dispense get {name}` shows it"
+    );
+    Error::new(Code::Unavailable, "draining", message).with("sandbox", sandbox.id.to_string())
 }

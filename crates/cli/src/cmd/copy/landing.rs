@@ -15,6 +15,15 @@ const DESCRIPTORS: [&str; 2] = ["/proc", "/dev/fd"];
 
 const STDOUT: [&str; 3] = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
 
+/// What becomes of a link at the place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Links {
+    /// Somebody wrote that path, and means what it leads to.
+    Followed,
+    /// Its name came with the file: a link there may be the sandbox's own, from an earlier copy.
+    Replaced,
+}
+
 /// A file that is being written. Dropped half-way, one that is beside its name is removed.
 pub(super) struct Landing {
     file: File,
@@ -28,7 +37,10 @@ struct Beside {
 
 impl Landing {
     /// Waits for a reader where it is a pipe.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, links: Links) -> io::Result<Self> {
+        if links == Links::Replaced && fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink()) {
+            return Self::beside(path.to_owned());
+        }
         // As it is open: appending, in the middle of something, or another user's pipe, which opens for nobody else.
         if STDOUT.iter().any(|name| path == Path::new(name)) {
             return Ok(Self { file: io::stdout().as_fd().try_clone_to_owned()?.into(), beside: None });
@@ -115,7 +127,7 @@ mod tests {
     use super::*;
 
     fn land(path: &Path, text: &str) -> io::Result<()> {
-        let mut landing = Landing::open(path)?;
+        let mut landing = Landing::open(path, Links::Followed)?;
         landing.write(text.as_bytes())?;
         landing.finish(0o640, Some(SystemTime::UNIX_EPOCH))
     }
@@ -125,7 +137,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let path = folder.path().join("file");
         fs::write(&path, "before").expect("writable");
-        let mut landing = Landing::open(&path).expect("writable");
+        let mut landing = Landing::open(&path, Links::Followed).expect("writable");
         landing.write(b"half").expect("writable");
         assert_eq!(fs::read(&path).expect("there"), b"before");
         drop(landing);
@@ -149,6 +161,12 @@ mod tests {
         let error = land(&at("dangling"), "lost").expect_err("it leads nowhere");
         assert!(error.to_string().contains("nowhere"), "{error}");
         land(folder.path(), "x").expect_err("a directory");
+        // Whose name is not the user's own is no way out of the directory.
+        let mut landing = Landing::open(&at("link"), Links::Replaced).expect("writable");
+        landing.write(b"here").expect("writable");
+        landing.finish(0o640, None).expect("writable");
+        assert!(fs::symlink_metadata(at("link")).expect("there").is_file());
+        assert_eq!(fs::read(at("target")).expect("there"), b"after");
     }
 
     #[test]
