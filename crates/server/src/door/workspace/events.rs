@@ -1,5 +1,6 @@
 //! The events of a client, and what it is answered: every one is acknowledged, and a failure is an `error` event too.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,40 +17,36 @@ use super::{Client, files, terminal};
 use crate::auth::until::KEY_ENDED;
 use crate::sandbox::spec::clip;
 
-const FETCH_DIR: Known = Known { name: "fetchDir", takes: "{path}", lane: None };
-const FETCH_CONTENT: Known = Known { name: "fetchContent", takes: "{path}", lane: None };
-const UPDATE_CONTENT: Known = Known {
-    name: "updateContent",
-    takes: "{path, content, encoding?}: strings, or `content` as a Buffer",
-    lane: Some(|lanes| &lanes.files),
-};
-const TERMINAL_WRITE: Known =
-    Known { name: "terminal:write", takes: "{data}: a string", lane: Some(|lanes| &lanes.terminal) };
-const TERMINAL_RESIZE: Known =
-    Known { name: "terminal:resize", takes: "{cols, rows}: whole numbers", lane: Some(|lanes| &lanes.terminal) };
+const FETCH_DIR: Known = Known { name: "fetchDir", takes: "{path}" };
+const FETCH_CONTENT: Known = Known { name: "fetchContent", takes: "{path}" };
+const UPDATE_CONTENT: Known =
+    Known { name: "updateContent", takes: "{path, content, encoding?}: strings, or `content` as a Buffer" };
+const TERMINAL_WRITE: Known = Known { name: "terminal:write", takes: "{data}: a string" };
+const TERMINAL_RESIZE: Known = Known { name: "terminal:resize", takes: "{cols, rows}: whole numbers" };
 const ALL: [Known; 5] = [FETCH_DIR, FETCH_CONTENT, UPDATE_CONTENT, TERMINAL_WRITE, TERMINAL_RESIZE];
 /// Before a client that takes nothing is tried again; its queue is bounded.
 const FULL_PAUSE: Duration = Duration::from_millis(5);
+/// Lanes of one client before those that are over are looked for.
+const LANES_KEPT: usize = 64;
 
 /// An event that there is.
 #[derive(Clone, Copy)]
 struct Known {
     name: &'static str,
     takes: &'static str,
-    /// Where it waits for those that came before it.
-    lane: Option<fn(&Lanes) -> &Lane>,
 }
 
 /// What of a client is done in the order in which it came: the library makes a task of each event.
 #[derive(Default)]
-pub(super) struct Lanes {
-    terminal: Lane,
-    files: Lane,
-}
+pub(super) struct Lanes(Mutex<HashMap<Lane, oneshot::Receiver<()>>>);
 
-/// The end of the last event that came; it is over when its other half is dropped.
-#[derive(Default)]
-struct Lane(Mutex<Option<oneshot::Receiver<()>>>);
+/// What has one order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Lane {
+    Terminal,
+    /// A file, by its path as the client wrote it: others are written beside it.
+    File(String),
+}
 
 /// The place of one event in its lane.
 struct Turn {
@@ -57,10 +54,15 @@ struct Turn {
     _over: oneshot::Sender<()>,
 }
 
-impl Lane {
-    fn enter(&self) -> Turn {
+impl Lanes {
+    fn enter(&self, lane: Lane) -> Turn {
         let (over, end) = oneshot::channel();
-        let before = self.0.lock().expect("no holder panics").replace(end);
+        let mut last = self.0.lock().expect("no holder panics");
+        let before = last.insert(lane, end);
+        // BOUND: those whose last event is over go when there are many.
+        if last.len() > LANES_KEPT {
+            last.retain(|_, end| matches!(end.try_recv(), Err(oneshot::error::TryRecvError::Empty)));
+        }
         Turn { before, _over: over }
     }
 }
@@ -110,23 +112,40 @@ pub(super) fn connected(socket: SocketRef) -> impl Future<Output = ()> + Send {
 }
 
 fn listen(socket: &SocketRef) {
-    on(socket, FETCH_DIR, async |client, socket, data: PathData| {
-        let tree = client.list(&socket, &data.path).await?;
-        emit(&socket, "file:refresh", &tree);
-        Ok(tree)
-    });
-    on(socket, FETCH_CONTENT, async |client, socket, data: PathData| {
-        let content = client.read(&data.path).await?;
-        emit(&socket, "file:content", &content);
-        Ok(content)
-    });
-    on(socket, UPDATE_CONTENT, async |client, _, update: files::Update| client.write(update).await.map(|()| json!({})));
-    on(socket, TERMINAL_WRITE, async |client, socket, typed: terminal::Typed| {
-        client.type_in(&socket, typed).await.map(|()| json!({}))
-    });
-    on(socket, TERMINAL_RESIZE, async |client, socket, size: terminal::Asked| {
-        client.resize(&socket, size).await.map(|()| json!({}))
-    });
+    on(
+        socket,
+        FETCH_DIR,
+        |_| None,
+        async |client, socket, data: PathData| {
+            let tree = client.list(&socket, &data.path).await?;
+            emit(&socket, "file:refresh", &tree);
+            Ok(tree)
+        },
+    );
+    on(
+        socket,
+        FETCH_CONTENT,
+        |_| None,
+        async |client, socket, data: PathData| {
+            let content = client.read(&data.path).await?;
+            emit(&socket, "file:content", &content);
+            Ok(content)
+        },
+    );
+    let file = |update: &files::Update| Some(Lane::File(update.path.clone()));
+    on(socket, UPDATE_CONTENT, file, async |client, _, update| client.write(update).await.map(|()| json!({})));
+    on(
+        socket,
+        TERMINAL_WRITE,
+        |_| Some(Lane::Terminal),
+        async |client, socket, typed: terminal::Typed| client.type_in(&socket, typed).await.map(|()| json!({})),
+    );
+    on(
+        socket,
+        TERMINAL_RESIZE,
+        |_| Some(Lane::Terminal),
+        async |client, socket, size: terminal::Asked| client.resize(&socket, size).await.map(|()| json!({})),
+    );
     socket.on_fallback(async |socket: SocketRef, Event(name): Event, ack: AckSender| {
         answer(&socket, ack, Err(unknown(&name)));
     });
@@ -144,8 +163,8 @@ fn listen(socket: &SocketRef) {
     });
 }
 
-/// Takes an event.
-fn on<T, H, F>(socket: &SocketRef, event: Known, handle: H)
+/// Takes an event; `lane` tells what it waits for.
+fn on<T, H, F>(socket: &SocketRef, event: Known, lane: fn(&T) -> Option<Lane>, handle: H)
 where
     T: DeserializeOwned + Send + Sync + 'static,
     H: Fn(Arc<Client>, SocketRef, T) -> F + Clone + Send + Sync + 'static,
@@ -153,7 +172,8 @@ where
 {
     socket.on(event.name, move |socket: SocketRef, data: TryData<T>, ack: AckSender| {
         // Now, and not in the task that the library makes of the rest.
-        let turn = event.lane.and_then(|lane| Some(lane(&client(&socket)?.lanes).enter()));
+        let lane = data.0.as_ref().ok().and_then(lane);
+        let turn = lane.and_then(|lane| Some(client(&socket)?.lanes.enter(lane)));
         async move {
             let mut turn = turn;
             if let Some(turn) = &mut turn {
@@ -269,15 +289,23 @@ mod tests {
 
     #[tokio::test]
     async fn events_of_a_lane_have_their_turns_as_they_came() {
-        let lane = Lane::default();
-        let (mut first, mut second, mut third) = (lane.enter(), lane.enter(), lane.enter());
+        let lanes = Lanes::default();
+        let enter = || lanes.enter(Lane::File("a".to_owned()));
+        let (mut first, mut second, mut third) = (enter(), enter(), enter());
         first.comes().await;
+        lanes.enter(Lane::File("b".to_owned())).comes().await;
+        lanes.enter(Lane::Terminal).comes().await;
         assert!(third.comes().now_or_never().is_none());
         assert!(second.comes().now_or_never().is_none());
         drop(first);
         second.comes().await;
         drop(second);
         third.comes().await;
+        for count in 0..2 * LANES_KEPT {
+            lanes.enter(Lane::File(count.to_string())).comes().await;
+        }
+        assert!(lanes.0.lock().expect("no holder panics").len() <= LANES_KEPT + 1);
+        assert!(enter().comes().now_or_never().is_none(), "what is not over is kept");
     }
 
     #[test]

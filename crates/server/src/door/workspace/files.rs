@@ -29,7 +29,7 @@ const ENTRIES_MAX: usize = 50_000;
 /// Of `updateContent`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Update {
-    path: String,
+    pub(super) path: String,
     content: Content,
     /// `utf8` or `base64`, of text.
     #[serde(default)]
