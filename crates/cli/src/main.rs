@@ -6,29 +6,23 @@ mod config;
 mod endpoint;
 mod failure;
 mod local;
-mod redact;
+mod log;
 mod session;
 mod settings;
 mod show;
 mod telemetry;
 mod units;
 
-use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
-use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command};
-use redact::Redacted;
 use telemetry::Telemetry;
 
 /// A server under load spends a seventh of its time in the allocator of the C library (ADR 0025).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// What a command logs that is no server, e.g. `debug`.
-const LOG_VARIABLE: &str = "DISPENSE_LOG";
 
 fn main() -> ExitCode {
     let parsed = without_empty_variables(Cli::command()).try_get_matches().and_then(|matches| {
@@ -39,7 +33,7 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return failure::misused(&error),
     };
-    if let Err(error) = log(&cli.command) {
+    if let Err(error) = log::start(&cli.command) {
         return failure::report(&error, cli.global.output, false);
     }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -77,24 +71,4 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         _ => arg,
     });
     command.mut_subcommands(without_empty_variables)
-}
-
-/// Logs go to stderr; those of a server as its settings say.
-fn log(command: &Command) -> Result<(), dispense_client::Error> {
-    let (filter, json) = match command.settings()? {
-        Some(settings) => (settings.log_filter()?, settings.log_is_json()?),
-        None => {
-            let default = if command.is_service() { "info" } else { "error" };
-            (EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default)), false)
-        }
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(Redacted(io::stderr)).with_ansi(false);
-    // Nobody may read the log any more: saying so would panic, and whoever wrote the line would not go on.
-    let log = log.log_internal_errors(false);
-    if json {
-        log.json().with_current_span(false).with_span_list(false).init()
-    } else {
-        log.init()
-    }
-    Ok(())
 }

@@ -1,8 +1,10 @@
 //! A TCP port that speaks HTTP/1.1 and HTTP/2 without prior agreement, with a bound on everything a peer can
 //! do before and between requests.
 
+mod begun;
+
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use dispense_api::limits;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +23,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use begun::Begun;
 
 /// Connections of one port: each costs some KiB when idle.
 const CONNECTIONS_MAX: usize = 8192;
@@ -171,7 +175,8 @@ pub(crate) async fn connection<T, S, F, B>(
         request.extensions_mut().insert(PeerAddress(peer));
         service(request)
     });
-    let builder = builder(window_bytes);
+    let begun = Begun::default();
+    let builder = builder(window_bytes, begun.clone());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let silent = tokio::time::sleep(FIRST_REQUEST_TIMEOUT);
@@ -179,7 +184,11 @@ pub(crate) async fn connection<T, S, F, B>(
     let (mut draining, mut waiting) = (false, true);
     loop {
         tokio::select! {
-            result = connection.as_mut() => {
+            result = poll_fn(|context| {
+                let polled = connection.as_mut().poll(context);
+                begun.begin();
+                polled
+            }) => {
                 if let Err(error) = result {
                     tracing::debug!(%peer, %error, "connection");
                 }
@@ -200,8 +209,8 @@ pub(crate) async fn connection<T, S, F, B>(
     }
 }
 
-fn builder(window_bytes: u32) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(window_bytes: u32, begun: Begun) -> auto::Builder<Begun> {
+    let mut builder = auto::Builder::new(begun);
     builder
         .http1()
         .timer(TokioTimer::new())

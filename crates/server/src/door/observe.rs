@@ -3,8 +3,10 @@
 //! An answer has ended when its last byte has left, so the note is taken by the body; one whose caller goes first
 //! is noted as cancelled.
 
+use std::hash::{BuildHasher, RandomState};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -20,14 +22,15 @@ use http_body::{Body as _, Frame, SizeHint};
 use super::Parts;
 use crate::auth::Principal;
 use crate::auth::keys::{Keys, unauthenticated};
-use crate::auth::secret::{hex, random_bytes};
+use crate::auth::secret::hex;
 use crate::auth::until::{Ending, Until};
 use crate::metrics::{Metrics, Request};
 
 /// Names a request in the logs of everybody that it passes; a caller may bring its own.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID_MAX_BYTES: usize = 128;
-const REQUEST_ID_RANDOM_BYTES: usize = 8;
+/// Where new ids come from: a count, under a key of this process. Nobody reads from one how many there were between.
+static IDS: LazyLock<(RandomState, AtomicU64)> = LazyLock::new(Default::default);
 /// An answer that is whole.
 const OK: &str = "ok";
 /// The method of a request that no row of the authorisation table names.
@@ -68,8 +71,8 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         (1..=REQUEST_ID_MAX_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
     };
     headers.get(REQUEST_ID).filter(plain).cloned().unwrap_or_else(|| {
-        let text = hex(&random_bytes::<REQUEST_ID_RANDOM_BYTES>());
-        HeaderValue::from_str(&text).expect("hex digits are a header")
+        let number = IDS.0.hash_one(IDS.1.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::from_str(&hex(&number.to_be_bytes())).expect("hex digits are a header")
     })
 }
 
@@ -96,7 +99,10 @@ impl Observation {
 
     /// Follows the answer to its end.
     pub(super) fn follow(mut self, mut response: Response) -> Response {
-        response.headers_mut().insert(REQUEST_ID, self.request_id.clone());
+        let mut request_id = self.request_id.clone();
+        // HTTP/2 would keep each in a table, for a next time that never comes.
+        request_id.set_sensitive(true);
+        response.headers_mut().insert(REQUEST_ID, request_id);
         if let Some(Matched(method)) = response.extensions_mut().remove() {
             self.request.method = method;
         }

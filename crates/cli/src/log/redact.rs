@@ -16,7 +16,7 @@ const SECRET_MIN_CHARS: usize = 16;
 const REDACTED: &str = "[redacted]";
 
 /// Passes lines on to another writer.
-pub(crate) struct Redacted<W>(pub(crate) W);
+pub(super) struct Redacted<W>(pub(super) W);
 
 impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Redacted<M> {
     type Writer = Redacted<M::Writer>;
@@ -28,8 +28,11 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Redacted<M> {
 
 impl<W: Write> Write for Redacted<W> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let text = String::from_utf8_lossy(line);
-        self.0.write_all(redact(&text).as_bytes())?;
+        if SUSPICIOUS.is_match(line) {
+            self.0.write_all(redact(&String::from_utf8_lossy(line)).as_bytes())?;
+        } else {
+            self.0.write_all(line)?;
+        }
         Ok(line.len())
     }
 
@@ -46,9 +49,6 @@ static SUSPICIOUS: LazyLock<AhoCorasick> = LazyLock::new(|| {
 
 /// The text with each secret replaced; what stands before it says which kind it was.
 fn redact(text: &str) -> Cow<'_, str> {
-    if !SUSPICIOUS.is_match(text) {
-        return Cow::Borrowed(text);
-    }
     let mut clean = String::new();
     let mut rest = text;
     while let Some((from, to)) = first_secret(rest) {
