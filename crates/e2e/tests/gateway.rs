@@ -73,6 +73,8 @@ fn what_is_wrong_is_refused_with_a_status_a_code_and_the_field() {
         ("GET", "/v1/sandboxes?page_token=nonsense", None, 400, "invalid_argument", "page_token"),
         ("DELETE", "/v1/sandboxes/-", None, 400, "invalid_argument", "identifier"),
         ("POST", "/v1/sandboxes", Some(json!({"colour": "red"})), 400, "invalid_argument", "body"),
+        ("POST", "/v1/sandboxes", Some(sized(json!({"cpu": "many"}))), 400, "invalid_argument", "resources.cpu"),
+        ("POST", "/v1/sandboxes", Some(json!(7)), 400, "invalid_argument", "body"),
         ("POST", "/v1/sandboxes", Some(json!({"name": "No Name"})), 400, "invalid_argument", "name"),
         ("POST", "/v1/sandboxes", Some(json!({"isRemote": true})), 409, "failed_precondition", ""),
         ("POST", "/v1/config/api-key", Some(json!({"apiKey": "short"})), 400, "invalid_argument", "api_key"),

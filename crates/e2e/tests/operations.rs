@@ -22,13 +22,20 @@ fn curl(args: &[&str]) -> (String, String) {
     (head.to_lowercase(), body.to_owned())
 }
 
+fn log(host: &Host) -> std::path::PathBuf {
+    host.work_dir().join("server.log")
+}
+
 /// Starts `dispense server` with a file of settings; its address, once it serves.
 fn server(host: &Host, settings: &str) -> (Running, String) {
     let file = host.work_dir().join("server.yaml");
     std::fs::write(&file, settings).expect("ours");
     let file = file.display().to_string();
     let args = ["server", "--config", &file, "--address", "127.0.0.1:0", "--runner-address", "127.0.0.1:0"];
-    let running = Running::start(&mut host.command(args));
+    let log = std::fs::File::create(log(host)).expect("a file of ours");
+    let mut command = host.command(args);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    let running = Running::adopt(command.spawn().expect("the server starts"));
     let show = || String::from_utf8(host.dispense(&["config", "show", "--output", "json"]).stdout).expect("text");
     let text = wait::until("it serves", std::time::Duration::from_secs(30), show, |text| text.contains("runnerUrl"));
     let json: Value = serde_json::from_str(&text).expect("JSON");
@@ -62,6 +69,9 @@ fn an_account_over_its_limit_is_told_when_to_come_back_and_health_goes_on() {
         assert!(curl(&[&format!("{url}/healthz")]).0.starts_with("http/1.1 200"));
     }
     assert!(running.stop().success());
+    let log = std::fs::read_to_string(log(&host)).expect("its log");
+    let line = log.lines().find(|line| line.contains("resource_exhausted")).expect("the refusal is noted");
+    assert!(line.contains("account=key"), "{line}");
     host.finish();
 }
 

@@ -38,7 +38,7 @@ pub enum DataDirError {
         found: String,
     },
     /// The system refused.
-    #[error("failed to {action} {path}: {source}")]
+    #[error("failed to {action} {path}: {source}: {}", remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -47,6 +47,19 @@ pub enum DataDirError {
         /// Why not.
         source: io::Error,
     },
+}
+
+/// What helps who cannot use it.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space there, or choose another directory with --data-dir"
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "make it writable for this user, or choose another directory with --data-dir"
+        }
+        _ => "choose another directory with --data-dir",
+    }
 }
 
 /// A data directory that is ours until it is dropped.

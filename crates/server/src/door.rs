@@ -8,6 +8,7 @@ pub(crate) mod grpc;
 pub(crate) mod health;
 pub(crate) mod inside;
 pub(crate) mod listener;
+mod malformed;
 mod observe;
 pub(crate) mod openapi;
 pub(crate) mod origin;
@@ -43,7 +44,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 use workspace::WorkspaceDoor;
 
-use crate::auth::gate::Gate;
+use crate::auth::gate::{Gate, Refused};
 use crate::auth::issuer::Issuer;
 use crate::auth::keys::unauthenticated;
 use crate::auth::limit::RETRY_AFTER;
@@ -183,7 +184,7 @@ impl Doors {
     ) -> (http::Response<GrpcBody>, Option<Principal>) {
         let caller = match admit(&self.parts.gate, &mut request, need).await {
             Ok(caller) => caller,
-            Err(error) => return (grpc_refusal(error), None),
+            Err(Refused { error, caller }) => return (grpc_refusal(error), caller.map(|caller| *caller)),
         };
         let method = request.uri().path().strip_prefix('/').and_then(Method::parse);
         let response = match (method, &caller) {
@@ -192,7 +193,7 @@ impl Doors {
                 Err(error) => grpc_refusal(error),
             },
             _ => {
-                let answer = self.grpc.clone().oneshot(request);
+                let answer = self.grpc.clone().oneshot(slow::message_in_time(request));
                 match while_admitted(&self.parts.keys, caller.as_ref(), answer).await {
                     Ok(response) => with_details(response.unwrap_or_else(|never| match never {})),
                     Err(error) => grpc_refusal(error),
@@ -229,21 +230,21 @@ fn cors(origins: &[HeaderValue]) -> CorsLayer {
 }
 
 /// Lets a request in, or not; its handler finds the caller among its extensions.
-async fn admit<B>(gate: &Gate, request: &mut Request<B>, need: Option<Need>) -> Result<Option<Principal>, Error>
+async fn admit<B>(gate: &Gate, request: &mut Request<B>, need: Option<Need>) -> Result<Option<Principal>, Refused>
 where
     B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
 {
     let admitted = gate.admit(request.headers(), need);
-    match admitted.and_then(|caller| well_encoded(request.uri()).map(|()| caller)) {
+    match admitted.and_then(|caller| Ok(well_encoded(request.uri()).map(|()| caller)?)) {
         Ok(caller) => {
             if let Some(caller) = caller.clone() {
                 request.extensions_mut().insert(caller);
             }
             Ok(caller)
         }
-        Err(error) => {
+        Err(refused) => {
             read_away(request).await;
-            Err(error)
+            Err(refused)
         }
     }
 }

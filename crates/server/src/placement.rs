@@ -158,7 +158,7 @@ impl Misfit {
 impl std::fmt::Display for Misfit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::NotTarget => write!(f, "is not the target"),
+            Self::NotTarget => write!(f, "has not that name, region or label"),
             Self::Elsewhere(Locality::Remote) => write!(f, "is on the server's machine"),
             Self::Elsewhere(_) => write!(f, "is not on the server's machine"),
             Self::Offline => write!(f, "is offline"),

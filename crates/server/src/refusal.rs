@@ -54,7 +54,9 @@ pub(crate) fn draining() -> Error {
 /// No such sandbox.
 pub(crate) fn unknown_sandbox(id_or_name: &str) -> Error {
     let shown = crate::sandbox::spec::clip(id_or_name);
-    let message = format!("sandbox `{shown}` does not exist: `dispense list` shows those that do");
+    let message = format!(
+        "sandbox `{shown}` does not exist: `dispense list` shows those that do, with --all also those that were deleted"
+    );
     Error::new(Code::NotFound, reason::SANDBOX_UNKNOWN, message).with("sandbox", shown)
 }
 

@@ -86,8 +86,10 @@ impl Templates {
                 return fs::canonicalize(path)
                     .map_err(|error| BackendError::failed(format!("open template `{name}`"), error));
             }
-            let message =
-                format!("template `{name}` has vanished: {} does not exist on the runner any more", path.display());
+            let message = format!(
+                "template `{name}` has vanished: {} does not exist on the runner any more: put it back, or use another template",
+                path.display()
+            );
             return Err(BackendError::Refused { reason: reason::TEMPLATE_VANISHED, message });
         }
         let plain = !name.is_empty() && !name.starts_with('.') && !name.contains('/');

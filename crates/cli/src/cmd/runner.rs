@@ -142,7 +142,8 @@ async fn list(global: &Global) -> Result<u8, Error> {
     match global.output {
         Output::Json => show::json(&ListJson { runners: runners.into_iter().map(RunnerJson::from).collect() }),
         Output::Table => {
-            let mut table = show::table(&["NAME", "STATUS", "SANDBOXES", "CPU", "MEMORY", "TEMPLATES", "HEARD", "ID"]);
+            let mut table =
+                show::table(&["NAME", "STATUS", "SANDBOXES", "CPU", "MEMORY", "TEMPLATES", "LABELS", "HEARD", "ID"]);
             for runner in runners {
                 let (all, used) = (runner.capacity.unwrap_or_default(), runner.used.unwrap_or_default());
                 table.add_row([
@@ -152,6 +153,7 @@ async fn list(global: &Global) -> Result<u8, Error> {
                     format!("{} of {}", show::cores(used.cpu_millis), show::cores(all.cpu_millis)),
                     format!("{} of {}", show_bytes(used.memory_bytes), show_bytes(all.memory_bytes)),
                     runner.templates.join(", "),
+                    labels(&runner.labels),
                     runner.last_heartbeat.as_ref().map(|at| format!("{} ago", age(at))).unwrap_or_default(),
                     runner.id.clone(),
                 ]);
@@ -160,6 +162,12 @@ async fn list(global: &Global) -> Result<u8, Error> {
         }
     }
     Ok(0)
+}
+
+/// As `--target` takes them.
+fn labels(labels: &BTreeMap<String, String>) -> String {
+    let pairs: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    pairs.join(", ")
 }
 
 impl From<v1::Runner> for RunnerJson {

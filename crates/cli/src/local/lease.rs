@@ -94,7 +94,9 @@ async fn start(data_dir: &Path) -> Result<(), Error> {
     })?;
     let log = data_dir.join(LOG_FILE);
     let log_file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log);
-    let log_file = log_file.map_err(|error| local(format_args!("open {}", log.display()), &error))?;
+    let log_file = log_file.map_err(|error| {
+        local(format_args!("open {} (choose another directory with --data-dir)", log.display()), &error)
+    })?;
     let program = std::env::current_exe().map_err(failed("find this program"))?;
     let mut child = Command::new(program)
         .arg("__embedded")

@@ -20,6 +20,26 @@ pub(crate) struct Gate {
     limiter: Option<Limiter>,
 }
 
+/// A caller who is not let in.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Refused {
+    pub(crate) error: Error,
+    /// Who it was, where the key says so.
+    pub(crate) caller: Option<Box<Principal>>,
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Self { error, caller: None }
+    }
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        refused.error
+    }
+}
+
 impl Gate {
     pub(crate) fn new(keys: std::sync::Arc<Keys>, key_required: bool, per_minute: Option<NonZeroU32>) -> Self {
         Self { keys, key_required, limiter: per_minute.map(Limiter::new) }
@@ -27,16 +47,19 @@ impl Gate {
 
     /// Who calls, if what the route needs is there; nobody where nothing is asked. Open routes and the reports of
     /// agents do not count as requests.
-    pub(crate) fn admit(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
+    pub(crate) fn admit(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Refused> {
         let mut caller = self.authorise(headers, need)?;
         if let Some(caller) = &mut caller {
             let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
             caller.origin = Origin { request_id: text("x-request-id"), trace: text(TRACEPARENT) };
         }
-        if let (Some(limiter), Some(caller)) = (&self.limiter, &caller) {
-            limiter.take(&caller.account)?;
+        match (&self.limiter, &caller) {
+            (Some(limiter), Some(known)) => match limiter.take(&known.account) {
+                Ok(()) => Ok(caller),
+                Err(error) => Err(Refused { error, caller: caller.map(Box::new) }),
+            },
+            _ => Ok(caller),
         }
-        Ok(caller)
     }
 
     /// The holder of what was made with an API key; where none is asked for, nobody's key makes it.
@@ -44,7 +67,7 @@ impl Gate {
         if key_id.is_empty() && !self.key_required { Some(anybody()) } else { self.keys.of_id(key_id) }
     }
 
-    fn authorise(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Error> {
+    fn authorise(&self, headers: &HeaderMap, need: Option<Need>) -> Result<Option<Principal>, Refused> {
         let unknown = || {
             let message = "there is no such method here: the client may be newer than the server";
             Error::new(Code::Unimplemented, "route_unknown", message)
@@ -58,7 +81,8 @@ impl Gate {
                 if principal.role < role {
                     let (wanted, there) = (role.as_str(), principal.role.as_str());
                     let message = format!("this needs the role `{wanted}`, and the API key has `{there}`");
-                    return Err(Error::new(Code::PermissionDenied, "role", message));
+                    let error = Error::new(Code::PermissionDenied, "role", message);
+                    return Err(Refused { error, caller: Some(Box::new(principal)) });
                 }
                 Ok(Some(principal))
             }
@@ -115,7 +139,7 @@ mod tests {
         let gate = Gate::new(keys, true, NonZeroU32::new(1));
         let need = Some(Need::Role(Role::Viewer));
         assert!(gate.admit(&headers(&secret), need).is_ok());
-        assert_eq!(gate.admit(&headers(&secret), need).expect_err("over it").code, Code::ResourceExhausted);
+        assert_eq!(gate.admit(&headers(&secret), need).expect_err("over it").error.code, Code::ResourceExhausted);
         for _ in 0..10 {
             assert_eq!(gate.admit(&headers(&secret), Some(Need::Open)), Ok(None));
         }

@@ -148,7 +148,7 @@ impl Drop for Observation {
             door = self.request.door,
             method = %self.request.method,
             code,
-            ms = duration.as_secs_f64() * 1000.0,
+            ms = duration.as_micros() as f64 / 1000.0,
             account = %self.account,
             request_id,
             "request"

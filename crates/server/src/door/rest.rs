@@ -29,10 +29,12 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::malformed::{self, bad_query};
 use super::observe::Matched;
 use super::request::{Page, wait_bound};
 use super::slow::in_time;
-use super::{BODY_TOO_LARGE, Parts, admit, http_head, method_unknown, openapi, websocket, while_admitted};
+use super::{Parts, admit, http_head, method_unknown, openapi, websocket, while_admitted};
+use crate::auth::gate::Refused;
 use crate::auth::{Principal, table};
 use crate::job::JobStatus;
 use crate::metrics::plain;
@@ -145,7 +147,7 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
     let (answer, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
         Ok(caller) => (while_admitted(&parts.keys, caller.as_ref(), next.run(in_time(request))).await, caller),
-        Err(error) => (Err(error), None),
+        Err(Refused { error, caller }) => (Err(error), caller.map(|caller| *caller)),
     };
     let mut response = answer.unwrap_or_else(|error| Refusal(error).into_response());
     matched.note(&mut response, caller);
@@ -360,16 +362,7 @@ async fn get_runner(State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> 
     Ok(Json(parts.sandboxes.fleet.find(&id)?.into()))
 }
 
-fn bad_query(error: &QueryRejection) -> Error {
-    invalid("query", error.body_text())
-}
-
-/// The parser's own sentence names the field and the line.
+/// As all bodies of these routes.
 fn bad_body(error: &JsonRejection) -> Error {
-    match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Error::new(Code::ResourceExhausted, BODY_TOO_LARGE, format!("the body is over {BODY_MAX_BYTES} bytes"))
-        }
-        _ => invalid("body", error.body_text()),
-    }
+    malformed::bad_body(error, BODY_MAX_BYTES)
 }

@@ -144,7 +144,16 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
         }
         State::Pending | State::Starting | State::Paused | State::Stopping | State::Lost | State::Deleting => {}
     }
-    let reason = match (cause, is) {
+    if let Some(reason) = reason(sandbox, before, cause, now) {
+        sandbox.reason = reason.to_owned();
+    }
+}
+
+/// Why it is in its new state; `None` where what was said holds.
+fn reason(sandbox: &Sandbox, before: &Sandbox, cause: &Cause, now: i64) -> Option<&'static str> {
+    let (was, is) = (before.life.observed, sandbox.life.observed);
+    let is_over = |time: Option<i64>| time.is_some_and(|time| time <= now);
+    match (cause, is) {
         (Cause::RunnerLost, _) => Some("its runner is offline"),
         (Cause::AgentSilent, _) => Some("its agent does not report"),
         (Cause::Box(report), State::Failed) if report.fact == BoxFact::Missing => {
@@ -157,6 +166,11 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
         (Cause::Request(Request::Park, _), _) => {
             Some("nobody used it, or its runner is drained: it starts when it is used")
         }
+        (_, State::Deleting | State::Deleted) if was == State::Deleting => None,
+        (_, State::Deleting | State::Deleted) if is_over(before.expires_at) => Some("its time (--ttl) had passed"),
+        (_, State::Deleting | State::Deleted) if is_over(before.lease_until) => {
+            Some("the command that it was made for had gone")
+        }
         // What was said when it began to stop.
         (Cause::Box(_), State::Stopped) if sandbox.life.asleep => None,
         (
@@ -164,8 +178,5 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
             State::Failed,
         ) => None,
         _ => Some(""),
-    };
-    if let Some(reason) = reason {
-        sandbox.reason = reason.to_owned();
     }
 }

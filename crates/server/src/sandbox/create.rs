@@ -140,7 +140,11 @@ impl Sandboxes {
         }
         if !templates.contains(&spec.template) {
             let list = templates.join(", ");
-            let message = format!("spec.template: `{}` does not exist on any runner: there are {list}", spec.template);
+            let message = format!(
+                "spec.template: `{}` does not exist on any runner: there are {list}; an operator offers another with \
+                 `--template NAME=PATH`",
+                spec.template
+            );
             return Err(Error::new(Code::InvalidArgument, reason::TEMPLATE_UNKNOWN, message)
                 .with("templates", list)
                 .with("field", "spec.template"));
@@ -171,6 +175,10 @@ fn next_step(spec: &Spec, misfits: &[(RunnerId, Misfit)]) -> String {
             _ => place.into(),
         };
         return format!("the operator of a runner shares more with `--source-root`, e.g. `--source-root {place}`");
+    }
+    if misfits.iter().all(|(_, misfit)| matches!(misfit, Misfit::NotTarget)) {
+        let target = spec::clip(&spec.target);
+        return format!("`{target}` is no runner's: `dispense runner list` shows their names, regions and labels");
     }
     "ask for less, or join a larger runner (`dispense runner --join`)".to_owned()
 }

@@ -21,10 +21,11 @@ use serde_json::{Map, Value};
 
 use super::calls::Calls;
 use super::inline::error_response;
+use crate::auth::gate::Refused;
 use crate::auth::{Principal, table};
 use crate::door::observe::Matched;
 use crate::door::slow::in_time;
-use crate::door::{BODY_TOO_LARGE, Parts, admit, http_head, method_unknown, while_admitted};
+use crate::door::{Parts, admit, http_head, malformed, method_unknown, while_admitted};
 use crate::sandbox::spec::{clip, invalid};
 
 /// A create with the text of a task.
@@ -96,7 +97,7 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
     let matched = Matched(format!("{} {}", request.method(), path.as_str()));
     let (answer, caller) = match admit(&parts.gate, &mut request, Some(need)).await {
         Ok(caller) => (while_admitted(&parts.keys, caller.as_ref(), next.run(in_time(request))).await, caller),
-        Err(error) => (Err(error), None),
+        Err(Refused { error, caller }) => (Err(error), caller.map(|caller| *caller)),
     };
     let mut response = answer.unwrap_or_else(|error| refusal(&error));
     matched.note(&mut response, caller);
@@ -111,10 +112,7 @@ fn refusal(error: &Error) -> Response {
 
 fn too_large(rejection: BytesRejection) -> Error {
     match rejection.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            let message = format!("the body is over {BODY_MAX_BYTES} bytes");
-            Error::new(Code::ResourceExhausted, BODY_TOO_LARGE, message)
-        }
+        StatusCode::PAYLOAD_TOO_LARGE => malformed::too_large(BODY_MAX_BYTES),
         _ => invalid("body", rejection.body_text()),
     }
 }
@@ -145,7 +143,7 @@ fn parse(
             fields.insert(field.json_name().to_owned(), Value::String(text));
         }
     }
-    DynamicMessage::deserialize(kind.clone(), Value::Object(fields)).map_err(|error| invalid("body", error))
+    malformed::message(kind.clone(), Value::Object(fields))
 }
 
 /// By its name in the proto file or in JSON.
