@@ -11,6 +11,7 @@ use dispense_api::v1::{
     self, ReadFileRequest, ReadFileResponse, WriteFileRequest, read_file_response, write_file_request,
 };
 use dispense_api::{archive::Owner, limits};
+use futures_util::FutureExt;
 use prost::encoding::encode_varint;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -31,14 +32,22 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     let request: ReadFileRequest = requests.only().await?;
     let place = beneath::existing(agent, &request.path, &request.beneath)?;
     let path = place.shown.clone();
-    let (file, described) = blocking(move || open(&place, request.offset)).await?;
+    let left = if request.length == 0 { u64::MAX } else { request.length };
+    let (file, described, first) = blocking(move || open(&place, request.offset, left)).await?;
     let is_regular = described.kind() == v1::FileKind::Regular;
     responses.gather(&ReadFileResponse { kind: Some(read_file_response::Kind::File(described)) });
     // A pipe or a device may keep its first byte for long.
     if !is_regular {
         responses.flush().await.map_err(gone)?;
     }
-    let left = if request.length == 0 { u64::MAX } else { request.length };
+    let left = left - first.len() as u64;
+    let is_whole = is_regular && (first.len() < limits::DATA_CHUNK_BYTES || left == 0);
+    if !first.is_empty() {
+        send_data(responses, first).await?;
+    }
+    if is_whole {
+        return Ok(());
+    }
     let (sender, mut chunks) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let reader = tokio::task::spawn_blocking(move || send_chunks(file.take(left), &sender));
     while let Some(chunk) = chunks.recv().await {
@@ -48,7 +57,9 @@ pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     reader.await.map_err(failed)?.map_err(|error| refusal("read", &path, &error))
 }
 
-fn open(place: &Place, offset: u64) -> Result<(File, v1::File), Error> {
+/// Opens a file; of a regular one the first chunk comes along, which is all of most: a thread for the rest costs more than they
+/// do.
+fn open(place: &Place, offset: u64, left: u64) -> Result<(File, v1::File, Bytes), Error> {
     let path = &place.path;
     let failed = |error: io::Error| refusal("read", &place.shown, &error);
     // A pipe without a writer would block the open for ever.
@@ -63,15 +74,22 @@ fn open(place: &Place, offset: u64) -> Result<(File, v1::File), Error> {
     if offset > 0 {
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
     }
-    Ok((file, describe(&place.shown, &meta)))
+    let first = if meta.is_file() { chunk(&mut (&file).take(left)).map_err(failed)? } else { Bytes::new() };
+    Ok((file, describe(&place.shown, &meta), first))
+}
+
+/// As much as one message carries; less is the end.
+fn chunk(reader: &mut impl Read) -> io::Result<Bytes> {
+    let mut chunk = Vec::with_capacity(limits::DATA_CHUNK_BYTES);
+    reader.take(limits::DATA_CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+    Ok(chunk.into())
 }
 
 /// Sends what `reader` has, in chunks; ends early when nobody takes them.
 pub(super) fn send_chunks(mut reader: impl Read, sender: &mpsc::Sender<Bytes>) -> io::Result<()> {
     loop {
-        let mut chunk = Vec::with_capacity(limits::DATA_CHUNK_BYTES);
-        (&mut reader).take(limits::DATA_CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
-        if chunk.is_empty() || sender.blocking_send(Bytes::from(chunk)).is_err() {
+        let chunk = chunk(&mut reader)?;
+        if chunk.is_empty() || sender.blocking_send(chunk).is_err() {
             return Ok(());
         }
     }
@@ -102,36 +120,44 @@ pub(crate) async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let named = (!open.owner.is_empty()).then(|| owner(agent, &open.owner)).transpose()?;
     let default = owner(agent, "")?;
     let (sender, chunks) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+    let mut is_whole = false;
+    // What has come with the first message waits for the writer's thread, instead of the thread for it.
+    while !is_whole && let Ok(room) = sender.try_reserve() {
+        let Some(next) = next_chunk(requests).now_or_never() else { break };
+        let data = next?;
+        is_whole = data.is_empty();
+        room.send(data);
+    }
     let writer = tokio::task::spawn_blocking(move || Replacement::write(&place, &open, named, default, chunks));
     let failed = |_| Error::new(Code::Internal, "file_failed", "the file operation ended unexpectedly");
-    loop {
+    while !is_whole {
         // The writer ends early only by an error, told below: also to a caller who waits before it sends more.
-        let message = tokio::select! {
-            message = requests.next::<WriteFileRequest>() => message?,
+        let data = tokio::select! {
+            data = next_chunk(requests) => data?,
             () = sender.closed() => break,
         };
-        let data = match message.map(|message| message.kind) {
-            Some(Some(write_file_request::Kind::Data(data))) => data,
-            Some(_) => {
-                return Err(Error::new(
-                    Code::InvalidArgument,
-                    "file_invalid",
-                    "a message after the first must have `data`",
-                ));
-            }
-            // A cut connection ends like this too, but then the caller has gone, and half a file is not kept.
-            None if requests.gone() => return Err(Error::new(Code::Cancelled, "gone", "the caller has gone")),
-            None => Bytes::new(),
-        };
-        let last = data.is_empty();
-        // An empty chunk says that the content is whole.
-        if sender.send(data).await.is_err() || last {
+        is_whole = data.is_empty();
+        if sender.send(data).await.is_err() {
             break;
         }
     }
     let described = writer.await.map_err(failed)??;
     responses.gather(&described);
     Ok(())
+}
+
+/// The next bytes of a file's content; none says that it is whole.
+async fn next_chunk<S: AsyncRead + AsyncWrite + Unpin>(requests: &mut Requests<S>) -> Result<Bytes, Error> {
+    match requests.next::<WriteFileRequest>().await?.map(|message| message.kind) {
+        Some(Some(write_file_request::Kind::Data(data))) => Ok(data),
+        Some(_) => {
+            let message = "a message after the first must have `data`";
+            Err(Error::new(Code::InvalidArgument, "file_invalid", message))
+        }
+        // A cut connection ends like this too, but then the caller has gone, and half a file is not kept.
+        None if requests.gone() => Err(Error::new(Code::Cancelled, "gone", "the caller has gone")),
+        None => Ok(Bytes::new()),
+    }
 }
 
 /// A file that is written beside the one it replaces; removed when it is not finished.
