@@ -184,11 +184,7 @@ pub(crate) async fn connection<T, S, F, B>(
     let (mut draining, mut waiting) = (false, true);
     loop {
         tokio::select! {
-            result = poll_fn(|context| {
-                let polled = connection.as_mut().poll(context);
-                begun.begin();
-                polled
-            }) => {
+            result = poll_fn(|context| begun.after(|| connection.as_mut().poll(context))) => {
                 if let Err(error) = result {
                     tracing::debug!(%peer, %error, "connection");
                 }

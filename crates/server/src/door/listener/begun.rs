@@ -19,32 +19,43 @@ const AT_ONCE_MAX: usize = 128;
 
 type Handler = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// The requests that came since they were last begun.
+/// The requests that come while the connection is polled; `None` between.
 #[derive(Clone, Default)]
-pub(super) struct Begun(Arc<Mutex<Vec<Handler>>>);
+pub(super) struct Begun(Arc<Mutex<Option<Vec<Handler>>>>);
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Begun {
     fn execute(&self, handler: F) {
-        self.0.lock().expect("no holder panics").push(Box::pin(handler));
+        match &mut *self.0.lock().expect("no holder panics") {
+            Some(handlers) => handlers.push(Box::pin(handler)),
+            // Nobody would begin it.
+            None => drop(tokio::spawn(handler)),
+        }
     }
 }
 
 impl Begun {
-    /// Begins them. Whoever answers wakes the connection, which then writes.
-    pub(super) fn begin(&self) {
+    /// Polls the connection, and begins what came by it. Whoever answers wakes the connection, which then writes.
+    pub(super) fn after<T>(&self, poll: impl FnOnce() -> T) -> T {
+        *self.0.lock().expect("no holder panics") = Some(vec![]);
+        let polled = poll();
         let handlers = mem::take(&mut *self.0.lock().expect("no holder panics"));
-        for (count, mut handler) in handlers.into_iter().enumerate() {
-            if count >= AT_ONCE_MAX {
-                tokio::spawn(handler);
-                continue;
-            }
-            // What it waits for need not wake it from here: its task looks again.
-            let mut nobody = Context::from_waker(Waker::noop());
-            let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(&mut nobody)));
-            // One that panicked is over, as its task would be; it was told by the panic.
-            if polled.is_ok_and(|polled| polled.is_pending()) {
-                tokio::spawn(handler);
-            }
+        begin(handlers.unwrap_or_default());
+        polled
+    }
+}
+
+fn begin(handlers: Vec<Handler>) {
+    for (count, mut handler) in handlers.into_iter().enumerate() {
+        if count >= AT_ONCE_MAX {
+            tokio::spawn(handler);
+            continue;
+        }
+        // What it waits for need not wake it from here: its task looks again.
+        let mut nobody = Context::from_waker(Waker::noop());
+        let polled = catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(&mut nobody)));
+        // One that panicked is over, as its task would be; it was told by the panic.
+        if polled.is_ok_and(|polled| polled.is_pending()) {
+            tokio::spawn(handler);
         }
     }
 }
@@ -61,10 +72,11 @@ mod tests {
         let (first, mut answered) = oneshot::channel();
         let (question, asked) = oneshot::channel();
         let (second, waited) = oneshot::channel();
-        begun.execute(async { panic!("on purpose") });
-        begun.execute(async move { first.send(()).expect("somebody waits") });
-        begun.execute(async move { second.send(asked.await).expect("somebody waits") });
-        begun.begin();
+        begun.after(|| {
+            begun.execute(async { panic!("on purpose") });
+            begun.execute(async move { first.send(()).expect("somebody waits") });
+            begun.execute(async move { second.send(asked.await).expect("somebody waits") });
+        });
         assert_eq!(answered.try_recv(), Ok(()), "answered without a task");
         question.send(7).expect("it waits");
         assert_eq!(waited.await, Ok(Ok(7)));
@@ -73,16 +85,15 @@ mod tests {
     #[tokio::test]
     async fn of_many_those_behind_the_bound_are_tasks() {
         let begun = Begun::default();
-        let mut answers: Vec<_> = (0..=AT_ONCE_MAX)
-            .map(|_| {
-                let (answer, answered) = oneshot::channel();
-                begun.execute(async move { answer.send(()).expect("somebody waits") });
-                answered
-            })
-            .collect();
-        begun.begin();
+        let ask = |_| {
+            let (answer, answered) = oneshot::channel();
+            begun.execute(async move { answer.send(()).expect("somebody waits") });
+            answered
+        };
+        let mut answers: Vec<_> = begun.after(|| (0..=AT_ONCE_MAX).map(ask).collect());
         let last = answers.pop().expect("the one behind the bound");
         assert!(answers.iter_mut().all(|answered| answered.try_recv() == Ok(())));
         assert_eq!(last.await, Ok(()));
+        assert_eq!(ask(0).await, Ok(()), "also what comes while nobody polls");
     }
 }
