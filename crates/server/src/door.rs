@@ -235,7 +235,11 @@ where
     B: http_body::Body<Data: Send, Error: Send> + Unpin + Send,
 {
     let admitted = gate.admit(request.headers(), need);
-    match admitted.and_then(|caller| Ok(well_encoded(request.uri()).map(|()| caller)?)) {
+    let admitted = admitted.and_then(|caller| match well_encoded(request.uri()) {
+        Ok(()) => Ok(caller),
+        Err(error) => Err(Refused { error, caller: caller.map(Box::new) }),
+    });
+    match admitted {
         Ok(caller) => {
             if let Some(caller) = caller.clone() {
                 request.extensions_mut().insert(caller);

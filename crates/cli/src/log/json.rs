@@ -59,7 +59,7 @@ impl<W: Write> Fields<'_, W> {
 impl<W: Write> Visit for Fields<'_, W> {
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has no other numbers.
-        self.member(field, |line| if value.is_finite() { write!(line, "{value}") } else { line.write_str("null") });
+        self.member(field, |line| if value.is_finite() { write!(line, "{value:?}") } else { line.write_str("null") });
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -170,7 +170,7 @@ mod tests {
             let error = io::Error::other("a \"reason\"\nin two lines");
             tracing::info!(target: "dispense_server::access", door = "rest", ms = 0.25, code = %"ok", "request");
             tracing::warn!(error = &error as &(dyn Error + 'static), %odd, ?odd, "{odd}");
-            tracing::error!(r#type = 1_u64, less = -1_i64, yes = true, no = f64::NAN, large = 1e300);
+            tracing::error!(r#type = 1_u64, less = -1_i64, yes = true, no = f64::NAN, large = 1e300, whole = 1.0);
             tracing::info!("");
         });
         assert_eq!(ours.len(), 4);

@@ -64,12 +64,21 @@ fn first_secret(text: &str) -> Option<(usize, usize)> {
     let after_prefixes = PREFIXES.iter().filter_map(|prefix| {
         text.match_indices(prefix).find_map(|(at, _)| {
             let from = at + prefix.len();
-            let begins_a_word = !text[..at].ends_with(|c: char| c.is_ascii_alphanumeric());
+            let before = &text[..at];
+            let begins_a_word = !before.ends_with(|c: char| c.is_ascii_alphanumeric()) || ends_with_escape(before);
             let len = secret_len(&text[from..]);
             (begins_a_word && len >= SECRET_MIN_CHARS).then_some((from, from + len))
         })
     });
     after_prefixes.chain(password(text)).min()
+}
+
+/// Whether the last character is one of JSON's, e.g. of `\n`, and no letter.
+fn ends_with_escape(text: &str) -> bool {
+    let ends_with = |tail: usize, escape: &[u8]| {
+        text.len().checked_sub(tail).is_some_and(|from| text.as_bytes()[from..].starts_with(escape))
+    };
+    ends_with(2, b"\\n") || ends_with(6, b"\\u")
 }
 
 fn secret_len(text: &str) -> usize {
@@ -100,6 +109,10 @@ mod tests {
             (format!("key dsp_{secret} is no key"), "key dsp_[redacted] is no key".to_owned()),
             (format!("{{\"a\":\"Bearer {secret}\"}}"), "{\"a\":\"Bearer [redacted]\"}".to_owned()),
             (format!("dst_{secret} dsj_{secret}\n"), "dst_[redacted] dsj_[redacted]\n".to_owned()),
+            (
+                format!("{{\"a\":\"\\ndsp_{secret} \\u0009dst_{secret}\"}}"),
+                r#"{"a":"\ndsp_[redacted] \u0009dst_[redacted]"}"#.into(),
+            ),
             ("sk-ant-api03-abcdefghijkl failed".into(), "sk-[redacted] failed".into()),
             ("at postgres://me:secret@db:5432/x".into(), "at postgres://me:[redacted]@db:5432/x".into()),
             (

@@ -29,7 +29,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::malformed::{self, bad_query};
+use super::malformed;
 use super::observe::Matched;
 use super::request::{Page, wait_bound};
 use super::slow::in_time;
@@ -58,18 +58,18 @@ const PAGE_POLICY: (HeaderName, HeaderValue) = (
 /// A specification with its environment.
 const BODY_MAX_BYTES: usize = 2 << 20;
 
-/// An error as a REST answer.
+/// An error as a REST answer, its field by the name that it has there.
 pub(super) struct Refusal(pub(super) Error);
 
 impl<E: Into<Error>> From<E> for Refusal {
     fn from(error: E) -> Self {
-        Self(error.into())
+        Self(renamed(error.into(), json_name))
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let error = renamed(self.0, json_name);
+        let Self(error) = self;
         let head = http_head(&error);
         let body = json::ErrorJson {
             code: error.code.as_str(),
@@ -149,7 +149,7 @@ async fn check(State(parts): State<Arc<Parts>>, path: MatchedPath, mut request: 
         Ok(caller) => (while_admitted(&parts.keys, caller.as_ref(), next.run(in_time(request))).await, caller),
         Err(Refused { error, caller }) => (Err(error), caller.map(|caller| *caller)),
     };
-    let mut response = answer.unwrap_or_else(|error| Refusal(error).into_response());
+    let mut response = answer.unwrap_or_else(|error| Refusal::from(error).into_response());
     matched.note(&mut response, caller);
     response
 }
@@ -362,7 +362,12 @@ async fn get_runner(State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> 
     Ok(Json(parts.sandboxes.fleet.find(&id)?.into()))
 }
 
-/// As all bodies of these routes.
-fn bad_body(error: &JsonRejection) -> Error {
-    malformed::bad_body(error, BODY_MAX_BYTES)
+/// What was written is told as it was written.
+fn bad_query(error: &QueryRejection) -> Refusal {
+    Refusal(malformed::bad_query(error))
+}
+
+/// The same of a body.
+fn bad_body(error: &JsonRejection) -> Refusal {
+    Refusal(malformed::bad_body(error, BODY_MAX_BYTES))
 }

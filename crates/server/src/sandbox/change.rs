@@ -142,7 +142,12 @@ fn describe(sandbox: &mut Sandbox, before: &Sandbox, cause: &Cause, now: i64) {
             (sandbox.expires_at, sandbox.lease_until) = (None, None);
             sandbox.box_gone |= sandbox.runner.is_none();
         }
-        State::Pending | State::Starting | State::Paused | State::Stopping | State::Lost | State::Deleting => {}
+        // What has not passed by now is not why it is deleted.
+        State::Deleting => {
+            sandbox.expires_at = sandbox.expires_at.filter(|at| *at <= now);
+            sandbox.lease_until = sandbox.lease_until.filter(|at| *at <= now);
+        }
+        State::Pending | State::Starting | State::Paused | State::Stopping | State::Lost => {}
     }
     if let Some(reason) = reason(sandbox, before, cause, now) {
         sandbox.reason = reason.to_owned();
@@ -166,11 +171,8 @@ fn reason(sandbox: &Sandbox, before: &Sandbox, cause: &Cause, now: i64) -> Optio
         (Cause::Request(Request::Park, _), _) => {
             Some("nobody used it, or its runner is drained: it starts when it is used")
         }
-        (_, State::Deleting | State::Deleted) if was == State::Deleting => None,
-        (_, State::Deleting | State::Deleted) if is_over(before.expires_at) => Some("its time (--ttl) had passed"),
-        (_, State::Deleting | State::Deleted) if is_over(before.lease_until) => {
-            Some("the command that it was made for had gone")
-        }
+        (_, State::Deleted) if is_over(before.expires_at) => Some("its time (--ttl) had passed"),
+        (_, State::Deleted) if is_over(before.lease_until) => Some("the command that it was made for had gone"),
         // What was said when it began to stop.
         (Cause::Box(_), State::Stopped) if sandbox.life.asleep => None,
         (

@@ -6,7 +6,7 @@
 //! that one system call carries them all. Of 59,000 calls a second that made 98,000 (ADR 0026).
 
 use std::mem;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
@@ -37,10 +37,11 @@ impl Begun {
     /// Polls the connection, and begins what came by it. Whoever answers wakes the connection, which then writes.
     pub(super) fn after<T>(&self, poll: impl FnOnce() -> T) -> T {
         *self.0.lock().expect("no holder panics") = Some(vec![]);
-        let polled = poll();
+        let polled = catch_unwind(AssertUnwindSafe(poll));
+        // Also behind a panic: each of them holds this, and would for ever.
         let handlers = mem::take(&mut *self.0.lock().expect("no holder panics"));
         begin(handlers.unwrap_or_default());
-        polled
+        polled.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 

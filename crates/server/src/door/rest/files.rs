@@ -324,7 +324,7 @@ pub(super) async fn write(
 ) -> Answer<Json<FileJson>> {
     let files = Files { parts: &parts, caller: &caller, sandbox: &id };
     let written = match query {
-        Ok(Query(query)) => files.write(query, &mut request).await,
+        Ok(Query(query)) => files.write(query, &mut request).await.map_err(Refusal::from),
         Err(error) => Err(bad_query(&error)),
     };
     if written.is_err() {
